@@ -1,0 +1,21 @@
+"""jaxnorm: instance normalization for JAX, right at any offset, fused with its activation and residual."""
+
+from typing import TYPE_CHECKING, Any
+
+from jaxnorm.functional import instance_moments, instance_norm
+from jaxnorm.version import __version__
+
+if TYPE_CHECKING:
+    from jaxnorm.flax_module import InstanceNorm, InstanceNorm2D
+
+
+__all__ = ["InstanceNorm", "InstanceNorm2D", "__version__", "instance_moments", "instance_norm"]
+
+
+def __getattr__(name: str) -> Any:
+    # The modules need Flax, the functions do not: it is imported when a module is first asked for.
+    if name in ("InstanceNorm", "InstanceNorm2D"):
+        from jaxnorm import flax_module
+
+        return getattr(flax_module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,193 @@
+"""The checks of the public functions: every error states the rule, what was seen and the remedy."""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+Activation = Callable[[jax.Array], jax.Array]
+Axes = int | Iterable[int]
+AxisName = str | Sequence[str]
+Implementation = Literal["pallas", "xla", "reference"]
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def check_input(x: Any) -> jax.Array:
+    """Returns x as an array, after checking its type, dtype and rank."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(
+            f"x must be an array of shape (N, C, *spatial): got {type(x).__name__}. Convert it with jnp.asarray."
+        )
+    array: jax.Array = jnp.asarray(x)
+    if array.dtype.name not in _DTYPES:
+        raise TypeError(
+            f"x must be one of {', '.join(_DTYPES)}: got {array.dtype.name} of shape {array.shape}. "
+            "Convert it first, for example x.astype(jnp.float32)."
+        )
+    if array.ndim < 3:
+        raise ValueError(
+            "x must have rank 3 or more, (N, C, *spatial) or (N, *spatial, C), since the statistics are taken over "
+            f"the spatial axes: got shape {array.shape}. For features without spatial axes use layer normalization."
+        )
+    return array
+
+
+def check_channel_axes(shape: tuple[int, ...], channel_axis: Axes) -> tuple[int, ...]:
+    """Returns the channel axes as sorted non-negative integers."""
+    given = tuple(channel_axis) if isinstance(channel_axis, Iterable) else (channel_axis,)
+    rank = len(shape)
+    seen = f"got channel_axis={channel_axis!r} for x of shape {shape}"
+    for axis in given:
+        if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+            raise TypeError(f"channel_axis must be an integer or a tuple of integers: {seen}.")
+        if not -rank <= axis < rank:
+            raise ValueError(
+                f"channel_axis must lie in [-{rank}, {rank}) for an input of rank {rank}: {seen}. "
+                "Use 1 for (N, C, *spatial) and -1 for (N, *spatial, C)."
+            )
+    axes = sorted(int(axis) % rank for axis in given)
+    if not axes:
+        raise ValueError(f"channel_axis must name at least one axis: {seen}.")
+    if 0 in axes:
+        raise ValueError(
+            "The channel axes cannot include the leading dimension as this is assumed to be the batch axis: "
+            f"{seen}. Move the batch to axis 0, or add one with x[None]."
+        )
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"channel_axis must not name an axis twice: {seen}, which means axes {tuple(axes)}.")
+    return tuple(axes)
+
+
+def check_spatial(shape: tuple[int, ...], channel_axes: tuple[int, ...]) -> None:
+    """There must be a position to take the statistics over."""
+    spatial = {axis: shape[axis] for axis in range(1, len(shape)) if axis not in channel_axes}
+    if not spatial:
+        raise ValueError(
+            "At least one axis must be neither batch nor channel, since the statistics are taken over the rest: "
+            f"got channel axes {channel_axes} for x of shape {shape}. Leave a spatial axis out of channel_axis."
+        )
+    if 0 in spatial.values():
+        raise ValueError(
+            "An instance must have at least one spatial position, or it has no mean: "
+            f"got x of shape {shape}, whose spatial axes {tuple(spatial)} have sizes {tuple(spatial.values())}. "
+            "Drop the empty inputs before the norm."
+        )
+
+
+def check_parameter(name: str, value: Any, shape: tuple[int, ...], channel_axes: tuple[int, ...]) -> Any:
+    """gamma and beta: None, one value per channel, or one per sample and channel."""
+    if value is None:
+        return None
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        raise TypeError(f"{name} must be None or an array: got {type(value).__name__}. Convert it with jnp.asarray.")
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point: got {value.dtype.name}. Convert it with .astype(jnp.float32).")
+    channels = tuple(shape[axis] for axis in channel_axes)
+    wanted = (channels, (shape[0], *channels))
+    if value.shape not in wanted:
+        message = (
+            f"{name} must have shape {wanted[0]} (one per channel) or {wanted[1]} (one per sample and channel) "
+            f"for x of shape {shape} with channel axes {channel_axes}: got {value.shape}."
+        )
+        fits = [axis for axis in range(1, len(shape)) if value.shape in ((shape[axis],), (shape[0], shape[axis]))]
+        if fits:
+            message += f" It would fit channel_axis={' or '.join(map(str, fits))}: is x laid out as you think?"
+        raise ValueError(message)
+    return value
+
+
+def check_residual(residual: Any, x: jax.Array) -> Any:
+    """The residual is added to the normalized x position by position, without broadcasting."""
+    if residual is None:
+        return None
+    got = (getattr(residual, "shape", type(residual).__name__), getattr(residual, "dtype", None))
+    if got != (x.shape, x.dtype):
+        raise ValueError(
+            f"residual must have the shape and dtype of x, {x.shape} {x.dtype.name}: got {got[0]} {got[1]}. "
+            "Broadcast or cast it first, for example jnp.broadcast_to(residual, x.shape).astype(x.dtype)."
+        )
+    return jnp.asarray(residual)
+
+
+def check_eps(eps: Any, dtype: Any) -> float:
+    """eps is a Python number, static under jit, and must not vanish in the dtype of the statistics."""
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
+        raise TypeError(
+            f"eps must be a Python number, since it is static under jit: got {type(eps).__name__}. "
+            "Pass a float such as 1e-5, not an array."
+        )
+    smallest = float(jnp.finfo(dtype).tiny)
+    if not math.isfinite(eps) or eps < smallest:
+        raise ValueError(
+            f"eps must be a finite number > 0: got {eps!r}. The statistics are computed in {jnp.dtype(dtype).name}, "
+            f"whose smallest normal number, {smallest:.3g}, is the least eps. The usual values are 1e-5 and 1e-6."
+        )
+    return float(eps)
+
+
+def check_where(where: Any, shape: tuple[int, ...]) -> Any:
+    """The mask of counted positions."""
+    if where is None:
+        return None
+    if getattr(where, "dtype", None) != jnp.bool_:
+        raise TypeError(
+            "where must be a bool array, True at the positions that count: got "
+            f"{getattr(where, 'dtype', type(where).__name__)}. Compare first, for example where=mask > 0."
+        )
+    try:
+        fits = jnp.broadcast_shapes(where.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"where must be broadcastable to the shape of x, {shape}: got {where.shape}. "
+            "Give it one axis per axis of x, of size 1 where it is to be repeated."
+        )
+    return jnp.asarray(where)
+
+
+def check_axis_name(axis_name: Any, axis_index_groups: Any) -> None:
+    """Groups of indices mean nothing without the axis that they index."""
+    if axis_index_groups is not None and axis_name is None:
+        raise ValueError(
+            f"axis_index_groups needs axis_name, the mapped axis it divides: got {axis_index_groups!r} without one."
+        )
+
+
+def check_activation(activation: Any, dtype: Any) -> bool:
+    """Checks that the activation is elementwise; returns whether it closes over traced values.
+
+    It is traced on a scalar: what is elementwise keeps a scalar a scalar, whereas a softmax or a slope per channel
+    does not. Gradients with respect to values it closes over exist only in plain differentiable code.
+    """
+    if activation is None:
+        return False
+    if not callable(activation):
+        raise TypeError(
+            f"activation must be None or an elementwise function: got {type(activation).__name__} {activation!r}. "
+            "Pass the function itself, for example jax.nn.relu."
+        )
+    rule = f"activation must be elementwise and keep shape and dtype: {activation!r}"
+    try:
+        traced = jax.make_jaxpr(activation)(jax.ShapeDtypeStruct((), dtype))
+    except Exception as error:
+        raise ValueError(f"{rule} failed on a scalar of {jnp.dtype(dtype).name}. Apply it after the norm.") from error
+    out = [(aval.shape, aval.dtype.name) for aval in traced.out_avals]
+    if out != [((), jnp.dtype(dtype).name)]:
+        raise ValueError(
+            f"{rule} turned a scalar of {jnp.dtype(dtype).name} into {out[0] if len(out) == 1 else out}. "
+            "Apply it after the norm."
+        )
+    return any(isinstance(constant, jax.core.Tracer) for constant in traced.consts)
+
+
+def check_implementation(implementation: Any) -> None:
+    """None chooses; a name insists."""
+    if implementation is not None and implementation not in get_args(Implementation):
+        names = ", ".join(repr(name) for name in get_args(Implementation))
+        raise ValueError(f"implementation must be None or one of {names}: got {implementation!r}.")

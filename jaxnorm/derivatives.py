@@ -1,0 +1,179 @@
+"""The fused op with its derivatives: a custom_vjp, whose backward is a custom_vjp too.
+
+first order    backward() of the implementation, from x and the small statistics
+second order   JAX differentiates the plain formula, recomputed from x, and so on to any order
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import reference, xla
+from jaxnorm.arguments import Activation
+from jaxnorm.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The static half of a call; equal ones share what was compiled."""
+
+    channel_axes: tuple[int, ...]
+    eps: float
+    activation: Activation | None
+    has_residual: bool
+
+
+def instance_norm(
+    x: jax.Array,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+    residual: jax.Array | None,
+    *,
+    layout: Layout,
+    eps: float,
+    activation: Activation | None,
+) -> jax.Array:
+    """jaxnorm.instance_norm for checked arguments, by the fused implementation."""
+    call = _Call(layout.channel_axes, eps, _comparable(activation), residual is not None)
+    y: jax.Array = _normalize(call, x, gamma, beta, residual)
+    return y
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _normalize(
+    call: _Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None, residual: jax.Array | None
+) -> jax.Array:
+    # One gamma and beta per instance from here on: the sum over the batch of a shared parameter's gradient is then
+    # the transpose of this broadcast, and conditional norm no special case.
+    instances = Layout(x.shape, call.channel_axes).instances
+    dtype = reference.statistics_dtype(x.dtype)
+    gamma = jnp.broadcast_to(1 if gamma is None else gamma, instances).astype(dtype)
+    beta = jnp.broadcast_to(0 if beta is None else beta, instances).astype(dtype)
+    y, _ = _forward(call, x, gamma, beta, residual)
+    return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _forward(
+    call: _Call, x: jax.Array, gamma: jax.Array, beta: jax.Array, residual: jax.Array | None
+) -> tuple[jax.Array, xla.Statistics]:
+    """x and residual as the user gave them, gamma, beta and the statistics (N, *channels)."""
+    layout = Layout(x.shape, call.channel_axes)
+    y, statistics = xla.forward(
+        layout.to_view(x),
+        layout.instances_to_view(gamma),
+        layout.instances_to_view(beta),
+        None if residual is None else layout.to_view(residual),
+        eps=call.eps,
+        activation=call.activation,
+    )
+    return layout.from_view(y), xla.Statistics(*map(layout.instances_from_view, statistics))
+
+
+def _forward_fwd(
+    call: _Call, x: jax.Array, gamma: jax.Array, beta: jax.Array, residual: jax.Array | None
+) -> tuple[Any, Any]:
+    # The op itself, not its body: at second order JAX differentiates this rule.
+    y, statistics = _forward(call, x, gamma, beta, residual)
+    # Without an activation the gradients do not depend on the residual.
+    saved_residual = None if call.activation is None else residual
+    return (y, statistics), (x, statistics, gamma, beta, saved_residual)
+
+
+def _forward_bwd(call: _Call, saved: Any, cotangents: Any) -> tuple[Any, ...]:
+    # The statistics leave the op only to be saved here, so that their cotangents are zero.
+    dy, _ = cotangents
+    gradients = _backward(call, *saved, dy)
+    if call.activation is None and call.has_residual:
+        gradients = gradients._replace(residual=dy)
+    return tuple(gradients)
+
+
+_forward.defvjp(_forward_fwd, _forward_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _backward(
+    call: _Call,
+    x: jax.Array,
+    statistics: xla.Statistics,
+    gamma: jax.Array,
+    beta: jax.Array,
+    residual: jax.Array | None,
+    dy: jax.Array,
+) -> xla.Gradients:
+    layout = Layout(x.shape, call.channel_axes)
+    dx, dgamma, dbeta, dresidual = xla.backward(
+        layout.to_view(x),
+        xla.Statistics(*map(layout.instances_to_view, statistics)),
+        layout.instances_to_view(gamma),
+        layout.instances_to_view(beta),
+        None if residual is None else layout.to_view(residual),
+        layout.to_view(dy),
+        activation=call.activation,
+    )
+    return xla.Gradients(
+        layout.from_view(dx),
+        layout.instances_from_view(dgamma),
+        layout.instances_from_view(dbeta),
+        None if dresidual is None else layout.from_view(dresidual),
+    )
+
+
+def _backward_fwd(call: _Call, x: Any, statistics: Any, gamma: Any, beta: Any, residual: Any, dy: Any) -> Any:
+    return _backward(call, x, statistics, gamma, beta, residual, dy), (x, gamma, beta, residual, dy)
+
+
+def _backward_bwd(call: _Call, saved: Any, cotangents: xla.Gradients) -> tuple[Any, ...]:
+    def plain_backward(x: Any, gamma: Any, beta: Any, residual: Any, dy: Any) -> xla.Gradients:
+        _, pullback = jax.vjp(functools.partial(_plain_forward, call), x, gamma, beta, residual)
+        return xla.Gradients(*pullback(dy))
+
+    _, pullback = jax.vjp(plain_backward, *saved)
+    x, gamma, beta, residual, dy = pullback(cotangents)
+    # The plain formula recomputes the statistics from x: all that depends on them is in the cotangent of x already.
+    return x, None, gamma, beta, residual, dy
+
+
+_backward.defvjp(_backward_fwd, _backward_bwd)
+
+
+def _plain_forward(call: _Call, x: Any, gamma: Any, beta: Any, residual: Any) -> jax.Array:
+    layout = Layout(x.shape, call.channel_axes)
+    return reference.instance_norm(
+        x,
+        layout.expand(gamma),
+        layout.expand(beta),
+        residual,
+        axes=layout.spatial_axes,
+        eps=call.eps,
+        activation=call.activation,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _ComparablePartial:
+    """A functools.partial that equals another one of the same function and arguments."""
+
+    function: Callable[..., jax.Array]
+    args: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...]
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        return self.function(*self.args, z, **dict(self.keywords))
+
+
+def _comparable(activation: Activation | None) -> Activation | None:
+    """Keeps functools.partial(jax.nn.leaky_relu, ...) written into the call from compiling anew at every call."""
+    if not isinstance(activation, functools.partial):
+        return activation
+    comparable = _ComparablePartial(activation.func, activation.args, tuple(sorted(activation.keywords.items())))
+    try:
+        hash(comparable)
+    except TypeError:
+        return activation
+    return comparable

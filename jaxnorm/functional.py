@@ -1,0 +1,165 @@
+"""The public functions: check the arguments, choose an implementation."""
+
+from typing import Any, Literal
+
+import jax
+
+from jaxnorm import arguments, derivatives, reference
+from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
+from jaxnorm.layout import Layout
+
+
+def instance_norm(
+    x: jax.Array,
+    gamma: jax.Array | None = None,
+    beta: jax.Array | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: Axes = 1,
+    residual: jax.Array | None = None,
+    activation: Activation | None = None,
+    where: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Any = None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Instance normalization with the affine, the residual add and the activation that follow it.
+
+    For every sample n and channel c, over the M spatial positions s (Ulyanov, Vedaldi, Lempitsky 2016,
+    https://arxiv.org/abs/1607.08022):
+
+        mean[n, c] = sum_s x / M
+        var[n, c]  = sum_s (x - mean)^2 / M
+        y          = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)
+
+    The statistics are right at any offset of the data: the variance is never E[x^2] - E[x]^2, and the mean is not
+    rounded to one number before it is subtracted.
+
+    Args:
+      x: (N, C, *spatial) with at least one spatial axis; float16, bfloat16, float32 or float64.
+      gamma: scale; None (1), (C,), or (N, C) for one per sample, as in conditional instance norm. For several channel
+        axes the shape of those axes, in the order in which they stand in x. Any floating dtype.
+      beta: shift; None (0), or a shape that gamma can have.
+      eps: added to the variance, in its units; a Python number > 0, static under jit.
+      channel_axis: the axis of the channels, 1 for (N, C, *spatial), -1 for (N, *spatial, C); or several axes. The
+        batch is axis 0 and every remaining axis is spatial.
+      residual: None, or an array of the shape and dtype of x that is added before the activation.
+      activation: None, or an elementwise function such as jax.nn.relu. It sees at least float32.
+      where: None, or a bool array broadcastable to x: the positions that count for the statistics. All positions are
+        normalized. An instance in which none counts has no statistics: its y is NaN, as with jnp.mean(where=).
+      axis_name: None, or the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread.
+      axis_index_groups: None, or the groups of indices of that axis that share their instances, as in jax.lax.psum.
+      implementation: None chooses. "xla": one fused forward and backward in plain JAX, on any device. "reference":
+        the plain formula, differentiable by JAX itself, so that jvp, jacfwd and hessian work too; the only one that
+        computes where, axis_name and an activation that closes over traced values, and chosen then. "pallas": the
+        GPU kernel, which is not there yet.
+
+    Returns:
+      y, with the shape and dtype of x. An empty batch gives an empty y, and a constant instance gives
+      activation(beta + residual). NaN or inf in one instance stays in that instance.
+
+    Raises:
+      TypeError, ValueError: an argument breaks a rule above. The message states the rule, what was seen and the remedy.
+      NotImplementedError: implementation="pallas".
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxnorm
+    >>> x = 1e4 + jax.random.normal(jax.random.key(0), (2, 3, 8, 8))
+    >>> y = jaxnorm.instance_norm(x, gamma=jnp.full(3, 2.0), beta=jnp.ones(3))
+    >>> print(y.mean(axis=(2, 3)).round(3))
+    [[1. 1. 1.]
+     [1. 1. 1.]]
+    >>> print(y.std(axis=(2, 3)).round(3))
+    [[2. 2. 2.]
+     [2. 2. 2.]]
+    """
+    x = arguments.check_input(x)
+    channel_axes = arguments.check_channel_axes(x.shape, channel_axis)
+    arguments.check_spatial(x.shape, channel_axes)
+    gamma = arguments.check_parameter("gamma", gamma, x.shape, channel_axes)
+    beta = arguments.check_parameter("beta", beta, x.shape, channel_axes)
+    residual = arguments.check_residual(residual, x)
+    dtype = reference.statistics_dtype(x.dtype)
+    eps = arguments.check_eps(eps, dtype)
+    where = arguments.check_where(where, x.shape)
+    arguments.check_axis_name(axis_name, axis_index_groups)
+    captures = arguments.check_activation(activation, dtype)
+    arguments.check_implementation(implementation)
+    layout = Layout(x.shape, channel_axes)
+
+    if _choose(implementation, where=where, axis_name=axis_name, captures=captures) == "xla":
+        return derivatives.instance_norm(x, gamma, beta, residual, layout=layout, eps=eps, activation=activation)
+    return reference.instance_norm(
+        x,
+        None if gamma is None else layout.expand(gamma),
+        None if beta is None else layout.expand(beta),
+        residual,
+        axes=layout.spatial_axes,
+        eps=eps,
+        activation=activation,
+        where=where,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+    )
+
+
+def instance_moments(
+    x: jax.Array,
+    *,
+    channel_axis: Axes = 1,
+    where: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of every instance, as instance_norm uses them; differentiable in every mode.
+
+    The moments of a style image are the beta and gamma^2 of adaptive instance norm (Huang, Belongie 2017,
+    https://arxiv.org/abs/1703.06868).
+
+    Args:
+      x, channel_axis, where, axis_name, axis_index_groups: as in instance_norm.
+
+    Returns:
+      mean and var, each (N, C), in float32, or float64 for a float64 x. For several channel axes (N, *their shape).
+
+    Raises:
+      TypeError, ValueError: as instance_norm.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxnorm
+    >>> content, style = jax.random.normal(jax.random.key(0), (2, 1, 3, 8, 8))
+    >>> mean, var = jaxnorm.instance_moments(5 + 2 * style)
+    >>> y = jaxnorm.instance_norm(content, gamma=jnp.sqrt(var + 1e-5), beta=mean)
+    >>> print(jnp.allclose(y.mean(axis=(2, 3)), mean, rtol=1e-5))
+    True
+    """
+    x = arguments.check_input(x)
+    channel_axes = arguments.check_channel_axes(x.shape, channel_axis)
+    arguments.check_spatial(x.shape, channel_axes)
+    where = arguments.check_where(where, x.shape)
+    arguments.check_axis_name(axis_name, axis_index_groups)
+    layout = Layout(x.shape, channel_axes)
+    center, delta, variance = reference.moments(x, layout.spatial_axes, where, axis_name, axis_index_groups)
+    return (center + delta).reshape(layout.instances), variance.reshape(layout.instances)
+
+
+def _choose(
+    implementation: Implementation | None, *, where: Any, axis_name: Any, captures: bool
+) -> Literal["xla", "reference"]:
+    """The implementation of a call: the named one or the reason why not, else the fastest that computes it."""
+    if implementation == "pallas":
+        raise NotImplementedError(
+            "implementation='pallas', the fused GPU kernel, is not there yet. "
+            "Pass implementation=None, which will choose it once it is, or 'xla'."
+        )
+    beyond_fused = {
+        "where": where is not None,
+        "axis_name": axis_name is not None,
+        "an activation that closes over traced values": captures,
+    }
+    given = [name for name, is_given in beyond_fused.items() if is_given]
+    if implementation == "xla" and given:
+        raise ValueError(
+            f"implementation='xla' does not compute {' and '.join(given)}. Pass implementation=None or 'reference'."
+        )
+    return "reference" if given or implementation == "reference" else "xla"

@@ -1,0 +1,100 @@
+"""The formula as one would write it: plain JAX on the N-d array, differentiable by JAX itself, in every mode.
+
+It serves what the fused implementations do not (where, axis_name, forward mode), and it is what they are
+differentiated by at second order.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm.arguments import Activation, AxisName
+
+
+def moments(
+    x: jax.Array,
+    axes: tuple[int, ...],
+    where: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Any = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean, in two parts, and biased variance of x over the axes.
+
+    Corrected two-pass algorithm (Chan, Golub, LeVeque 1983): the mean of the deviations from the rounded mean is
+    what rounding took from it. It travels as center + delta, because their sum would be rounded again.
+
+    Args:
+      x: float array.
+      axes: the axes to reduce.
+      where: bool, broadcastable to x; the positions that count.
+      axis_name: mapped axis over which the positions of one instance are spread.
+      axis_index_groups: groups of indices of that axis which share their instances.
+
+    Returns:
+      center, delta and variance, with the axes kept at size 1, in at least float32.
+    """
+
+    def total(values: jax.Array) -> jax.Array:
+        values = jnp.sum(values, axis=axes, keepdims=True, where=where)
+        return values if axis_name is None else lax.psum(values, axis_name, axis_index_groups=axis_index_groups)
+
+    x = x.astype(statistics_dtype(x.dtype))
+    count = total(jnp.ones_like(x)) if where is not None or axis_name is not None else _size(x, axes)
+    # y does not depend on the center in exact arithmetic, so neither do its derivatives.
+    center = lax.stop_gradient(total(x) / count)
+    deviation = x - center
+    delta = total(deviation) / count
+    deviation = deviation - delta
+    if where is not None:
+        # Before the square, so that a NaN in a position that does not count stays out of the gradient too.
+        deviation = jnp.where(where, deviation, 0)
+    return center, delta, total(jnp.square(deviation)) / count
+
+
+def instance_norm(
+    x: jax.Array,
+    gamma: jax.Array | None,
+    beta: jax.Array | None,
+    residual: jax.Array | None,
+    *,
+    axes: tuple[int, ...],
+    eps: float,
+    activation: Activation | None,
+    where: jax.Array | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Any = None,
+) -> jax.Array:
+    """activation((x - mean) / sqrt(var + eps) * gamma + beta + residual), in the dtype of x.
+
+    Args:
+      x: float array.
+      gamma, beta: None or broadcastable to x.
+      residual: None or like x.
+      axes: the spatial axes.
+      eps, activation, where, axis_name, axis_index_groups: as in jaxnorm.instance_norm.
+    """
+    center, delta, variance = moments(x, axes, where, axis_name, axis_index_groups)
+    z = ((x.astype(center.dtype) - center) - delta) * lax.rsqrt(variance + eps)
+    if gamma is not None:
+        z = z * gamma.astype(z.dtype)
+    if beta is not None:
+        z = z + beta.astype(z.dtype)
+    if residual is not None:
+        z = z + residual.astype(z.dtype)
+    if activation is not None:
+        z = activation(z)
+    return z.astype(x.dtype)
+
+
+def statistics_dtype(dtype: Any) -> Any:
+    """Statistics, saved values and parameter gradients are computed in at least float32."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _size(x: jax.Array, axes: tuple[int, ...]) -> int:
+    size = 1
+    for axis in axes:
+        size *= x.shape[axis]
+    return size
