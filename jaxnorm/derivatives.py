@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxnorm import reference, xla
 from jaxnorm.arguments import Activation
@@ -53,8 +54,26 @@ def _normalize(
     dtype = reference.statistics_dtype(x.dtype)
     gamma = jnp.broadcast_to(1 if gamma is None else gamma, instances).astype(dtype)
     beta = jnp.broadcast_to(0 if beta is None else beta, instances).astype(dtype)
-    y, _ = _forward(call, x, gamma, beta, residual)
+    y, _ = _forward(call, *_vary_together(x, gamma, beta, residual))
     return y
+
+
+def _vary_together(*arrays: jax.Array | None) -> list[jax.Array | None]:
+    """Inside shard_map: lets all vary over the axes that any varies over, as the rules of a custom_vjp must.
+
+    The transpose sums a gradient over the axes that its array did not vary over before.
+    """
+
+    def varying(array: jax.Array | None) -> frozenset[Any]:
+        return frozenset() if array is None else jax.typeof(array).manual_axis_type.varying
+
+    axes = frozenset().union(*map(varying, arrays))
+
+    def vary(array: jax.Array | None) -> jax.Array | None:
+        missing = axes - varying(array)
+        return array if array is None or not missing else lax.pcast(array, tuple(missing), to="varying")
+
+    return [vary(array) for array in arrays]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

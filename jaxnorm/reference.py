@@ -75,8 +75,11 @@ def instance_norm(
       axes: the spatial axes.
       eps, activation, where, axis_name, axis_index_groups: as in jaxnorm.instance_norm.
     """
+    dtype = x.dtype
+    # Converted once, so that the gradient of a narrow x is summed before it is rounded.
+    x = x.astype(statistics_dtype(dtype))
     center, delta, variance = moments(x, axes, where, axis_name, axis_index_groups)
-    z = ((x.astype(center.dtype) - center) - delta) * lax.rsqrt(variance + eps)
+    z = ((x - center) - delta) * lax.rsqrt(variance + eps)
     if gamma is not None:
         z = z * gamma.astype(z.dtype)
     if beta is not None:
@@ -85,12 +88,12 @@ def instance_norm(
         z = z + residual.astype(z.dtype)
     if activation is not None:
         z = activation(z)
-    return z.astype(x.dtype)
+    return z.astype(dtype)
 
 
 def statistics_dtype(dtype: Any) -> Any:
     """Statistics, saved values and parameter gradients are computed in at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def _size(x: jax.Array, axes: tuple[int, ...]) -> int:

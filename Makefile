@@ -1,0 +1,32 @@
+# Needs GNU make and Python >= 3.12; everything else goes into .venv.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint
+
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/demo ## train a stylisation network on two photographs, write stylize.png
+	$(BIN)/python examples/stylize.py
+
+# On the CPU, wherever it runs: the suite proves the same things everywhere.
+test: export JAX_PLATFORMS = cpu
+test: lint ## lint, types, tests and doctests
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+lint: .venv/test ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One stamp per extra: installed again only when pyproject.toml changes.
+.venv/%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+.venv/bin/python:
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || { \
+		echo "jaxnorm needs Python 3.12 or newer; found $$('$(or $(PYTHON),python3)' --version 2>&1). Name one: make PYTHON=/path/to/python3.12"; exit 1; }
+	'$(PYTHON)' -m venv .venv

@@ -1,0 +1,152 @@
+"""First, second and third derivatives against float64 autodiff of the oracle's twin."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.test_util import check_grads
+
+import jaxnorm
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+IMPLEMENTATIONS = ["xla", "reference"]
+SHAPE = (2, 3, 4, 5)
+
+
+def arguments(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+    return draw(*SHAPE), 1 + draw(3) / 4, draw(3), draw(*SHAPE)
+
+
+def norm(implementation, activation):
+    """(x, gamma, beta, residual) -> y, by jaxnorm or, for "twin", by the oracle's twin."""
+    if implementation == "twin":
+        return lambda x, gamma, beta, residual: oracle.twin(x, gamma, beta, residual=residual, activation=activation)
+    return lambda x, gamma, beta, residual: jaxnorm.instance_norm(
+        x,
+        gamma,
+        beta,
+        residual=residual,
+        activation=oracle.ACTIVATIONS[activation].jax,
+        implementation=implementation,
+    )
+
+
+def penalty(normalize, x, gamma, beta, residual):
+    """A gradient penalty (WGAN-GP, R1): the squared gradient of a critic with respect to its input."""
+
+    def critic(x, residual):
+        return jnp.sum(jnp.sin(normalize(x, gamma, beta, residual)))
+
+    return sum(jnp.sum(g**2) for g in jax.grad(critic, (0, 1))(x, residual))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("activation", ["none", "silu", "tanh"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_check_grads_to_second_order(implementation, activation):
+    check_grads(norm(implementation, activation), arguments("float64"), order=2, modes=("rev",))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("activation", ["none", "leaky_relu", "silu"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_second_derivative_in_every_argument(implementation, activation):
+    every = (0, 1, 2, 3)
+    got = jax.grad(functools.partial(penalty, norm(implementation, activation)), every)(*arguments("float64"))
+    want = jax.grad(functools.partial(penalty, norm("twin", activation)), every)(*arguments("float64"))
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+def test_third_derivative():
+    def third(normalize, x, *rest):
+        return jnp.sum(jax.grad(functools.partial(penalty, normalize))(x, *rest) ** 2)
+
+    got = jax.grad(functools.partial(third, norm("xla", "silu")))(*arguments("float64"))
+    want = jax.grad(functools.partial(third, norm("twin", "silu")))(*arguments("float64"))
+    np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradient_penalty_of_a_critic_in_float32(implementation, offset):
+    """Convolution, norm, activation, twice: the gradient penalty's gradient in the weights, against float64."""
+
+    def critic(normalize, weights, x):
+        for weight in weights:
+            x = jax.lax.conv(x, weight, (1, 1), "SAME")
+            x = normalize(x + jnp.asarray(offset, x.dtype))
+        return jnp.sum(jnp.mean(x, (1, 2, 3)))
+
+    def loss(normalize, weights, x):
+        norms = jnp.sqrt(jnp.sum(jax.grad(critic, 2)(normalize, weights, x) ** 2, (1, 2, 3)))
+        return jnp.mean((norms - 1) ** 2)
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    weights = [
+        rng.standard_normal((6, 3, 3, 3)).astype(np.float32),
+        rng.standard_normal((4, 6, 3, 3)).astype(np.float32),
+    ]
+    normalize = functools.partial(jaxnorm.instance_norm, activation=jax.nn.silu, implementation=implementation)
+    got = jax.jit(jax.grad(functools.partial(loss, normalize)))(weights, x)
+    with jax.enable_x64(True):
+        twin = functools.partial(oracle.twin, activation="silu")
+        want = jax.grad(functools.partial(loss, twin))(
+            [jnp.asarray(w, jnp.float64) for w in weights], jnp.asarray(x, jnp.float64)
+        )
+    for g, w in zip(got, want, strict=True):
+        # float32 rounds x itself by up to offset * 2^-24 where the offset is added, before jaxnorm sees it
+        np.testing.assert_allclose(g, w, rtol=0, atol=(1e-4 + 30 * offset * 2**-24) * float(np.abs(w).max()))
+
+
+@pytest.mark.usefixtures("x64")
+def test_forward_mode_through_the_reference():
+    x, gamma, beta, residual = arguments("float64")
+    reference, twin = norm("reference", "silu"), norm("twin", "silu")
+    given = (x, gamma, beta, residual)
+    tangents = arguments("float64", seed=1)
+    for got, want in zip(jax.jvp(reference, given, tangents), jax.jvp(twin, given, tangents), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+    def energy(normalize, x):
+        return jnp.sum(jnp.sin(normalize(x, gamma, beta, residual)))
+
+    got = jax.hessian(functools.partial(energy, reference))(x)
+    want = jax.hessian(functools.partial(energy, twin))(x)
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_derivatives_of_the_moments():
+    x = arguments("float64")[0]
+
+    def from_twin(x):
+        mean = jnp.mean(x, (2, 3))
+        return mean, jnp.mean((x - mean[:, :, None, None]) ** 2, (2, 3))
+
+    for order in (jax.jacrev, jax.jacfwd, jax.hessian):
+        for got, want in zip(order(jaxnorm.instance_moments)(x), order(from_twin)(x), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_a_slope_that_is_learned(implementation):
+    """An activation that closes over a traced value: its gradient is right, not silently zero."""
+    x = arguments("float32")[0]
+
+    def loss(slope):
+        activation = lambda z: jnp.where(z > 0, z, slope * z)  # noqa: E731
+        return jnp.sum(jaxnorm.instance_norm(x, activation=activation, implementation=implementation) ** 2)
+
+    z = oracle.instance_norm(x)[0]
+    want = 2 * 0.25 * np.sum(np.where(z > 0, 0, z) ** 2)
+    np.testing.assert_allclose(jax.grad(loss)(0.25), want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.25), want, rtol=1e-5)

@@ -1,0 +1,47 @@
+"""How far a result may be from float64: derived from the dtypes and the number of positions, nowhere else.
+
+u is the rounding unit of the dtype of the statistics (float32, or float64 for float64 input).
+
+    17          the variance from one pass around a center that is the mean of 1/16 of an instance: what cancels is at
+                most 1 + 16 times the variance (see jaxnorm/xla.py), and half of that relative error reaches 1/sqrt
+    log2(M)     depth of a sum of M terms, as XLA forms it: pairwise or in blocks
+    4           the few roundings of the affine, the residual add and the activation; derivatives of the activations
+                used here stay below 2
+
+A result in a narrower dtype is rounded once more, to half a unit in its last place.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def unit(dtype) -> float:
+    """Relative rounding error of the dtype."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def arithmetic(dtype, positions: int) -> float:
+    """Relative error of what is computed from the sums of an instance with that many positions."""
+    statistics = "float64" if dtype == "float64" else "float32"
+    return (17 + np.log2(max(positions, 2)) + 4) * unit(statistics)
+
+
+def forward(dtype, positions: int, magnitude: float) -> float:
+    """Absolute tolerance of y; magnitude is the largest |xhat gamma| + |beta| + |residual|."""
+    return (arithmetic(dtype, positions) + unit(dtype)) * magnitude + smallest(dtype)
+
+
+def input_gradient(dtype, positions: int, dx, *, scale: float, dz: float, xhat: float) -> float:
+    """Absolute tolerance of dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat)); |mean(dz * xhat)| <= max |dz|."""
+    terms = scale * dz * (2 + xhat)
+    return 2 * arithmetic(dtype, positions) * terms + unit(dtype) * float(np.abs(dx).max(initial=0.0)) + smallest(dtype)
+
+
+def parameter_gradient(dtype, parameter_dtype, positions: int, absolute_sum: float) -> float:
+    """Absolute tolerance of a sum whose terms have that sum of magnitudes."""
+    return (2 * arithmetic(dtype, positions) + unit(parameter_dtype)) * absolute_sum
+
+
+def smallest(dtype) -> float:
+    """Half the spacing of the subnormal numbers."""
+    return float(jnp.finfo(dtype).smallest_subnormal)
