@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint
+.PHONY: help demo test lint accuracy
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -20,6 +20,9 @@ lint: .venv/test ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+accuracy: .venv/demo ## print the error against float64 beside Flax's
+	$(BIN)/python benchmarks/accuracy.py
 
 # One stamp per extra: installed again only when pyproject.toml changes.
 .venv/%: pyproject.toml | .venv/bin/python

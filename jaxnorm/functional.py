@@ -51,8 +51,8 @@ def instance_norm(
       axis_index_groups: None, or the groups of indices of that axis that share their instances, as in jax.lax.psum.
       implementation: None chooses. "xla": one fused forward and backward in plain JAX, on any device. "reference":
         the plain formula, differentiable by JAX itself, so that jvp, jacfwd and hessian work too; the only one that
-        computes where, axis_name and an activation that closes over traced values, and chosen then. "pallas": the
-        GPU kernel, which is not there yet.
+        computes where, axis_name, an activation that closes over traced values and an x sharded over explicit mesh
+        axes, and chosen then. "pallas": the GPU kernel, which is not there yet.
 
     Returns:
       y, with the shape and dtype of x. An empty batch gives an empty y, and a constant instance gives
@@ -87,7 +87,13 @@ def instance_norm(
     arguments.check_implementation(implementation)
     layout = Layout(x.shape, channel_axes)
 
-    if _choose(implementation, where=where, axis_name=axis_name, captures=captures) == "xla":
+    needs = {
+        "where": where is not None,
+        "axis_name": axis_name is not None,
+        "an activation that closes over traced values": captures,
+        "an x sharded over explicit mesh axes": any(part is not None for part in jax.typeof(x).sharding.spec),
+    }
+    if _choose(implementation, [need for need, is_given in needs.items() if is_given]) == "xla":
         return derivatives.instance_norm(x, gamma, beta, residual, layout=layout, eps=eps, activation=activation)
     return reference.instance_norm(
         x,
@@ -143,23 +149,21 @@ def instance_moments(
     return (center + delta).reshape(layout.instances), variance.reshape(layout.instances)
 
 
-def _choose(
-    implementation: Implementation | None, *, where: Any, axis_name: Any, captures: bool
-) -> Literal["xla", "reference"]:
-    """The implementation of a call: the named one or the reason why not, else the fastest that computes it."""
+def _choose(implementation: Implementation | None, beyond_fused: list[str]) -> Literal["xla", "reference"]:
+    """The implementation of a call: the named one or the reason why not, else the fastest that computes it.
+
+    Args:
+      implementation: the user's choice.
+      beyond_fused: what the call asks for that the fused implementations do not compute.
+    """
     if implementation == "pallas":
         raise NotImplementedError(
             "implementation='pallas', the fused GPU kernel, is not there yet. "
             "Pass implementation=None, which will choose it once it is, or 'xla'."
         )
-    beyond_fused = {
-        "where": where is not None,
-        "axis_name": axis_name is not None,
-        "an activation that closes over traced values": captures,
-    }
-    given = [name for name, is_given in beyond_fused.items() if is_given]
-    if implementation == "xla" and given:
+    if implementation == "xla" and beyond_fused:
         raise ValueError(
-            f"implementation='xla' does not compute {' and '.join(given)}. Pass implementation=None or 'reference'."
+            f"implementation='xla' does not compute {' and '.join(beyond_fused)}. "
+            "Pass implementation=None or 'reference'."
         )
-    return "reference" if given or implementation == "reference" else "xla"
+    return "reference" if beyond_fused or implementation == "reference" else "xla"

@@ -18,8 +18,6 @@ from jaxnorm.arguments import Activation
 
 # The share of an instance whose mean serves as the provisional center. A smaller share reads less and cancels more.
 _CENTER_SHARE = 16
-# Instances this small are read whole for their center: they sit in cache anyway.
-_SMALL_INSTANCE = 256
 # Rows per partial sum on a GPU. XLA for GPU fuses a column reduction of up to 64 rows with the broadcast that
 # feeds it; from 128 rows it splits the reduction itself and writes x-sized temporaries first. Fewer rows cost
 # more partial sums.
@@ -99,15 +97,22 @@ def backward(
     Returns:
       Gradients, x-sized ones in the dtype of x, per-instance ones in the dtype of the statistics.
     """
-    xhat = _normalized(x, statistics)
-    dz = dy.astype(xhat.dtype)
-    if activation is not None:
-        z = xhat * gamma + beta
-        if residual is not None:
-            z = z + residual.astype(z.dtype)
-        _, pullback = jax.vjp(activation, z)
-        (dz,) = pullback(dz)
-    dbeta, dgamma = _sum_rows(dz, dz * xhat)
+
+    def before_the_affine(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
+        xhat = _normalized(x, statistics)
+        dz = dy.astype(xhat.dtype)
+        if activation is not None:
+            z = xhat * gamma + beta
+            if residual is not None:
+                z = z + residual.astype(z.dtype)
+            _, pullback = jax.vjp(activation, z)
+            (dz,) = pullback(dz)
+        return xhat, dz
+
+    xhat, dz = before_the_affine(statistics)
+    dbeta, dgamma = _sum_rows((dz, dz * xhat))
+    # Computed again for the second pass: what two passes share XLA may write to memory, such as the mask of a relu.
+    xhat, dz = before_the_affine(lax.optimization_barrier(statistics))
     dx = (gamma * statistics.rstd) * (dz - (dbeta + xhat * dgamma) / x.shape[1])
     dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, dresidual)
@@ -124,7 +129,7 @@ def _statistics(x: jax.Array, dtype: jax.typing.DTypeLike, eps: float) -> Statis
     # Materialized, so that the pass below reads it and does not compute it again.
     center = lax.optimization_barrier(_provisional_center(x, dtype))
     deviation = x.astype(dtype) - center
-    total, squares = _sum_rows(deviation, jnp.square(deviation))
+    total, squares = _sum_rows((deviation, jnp.square(deviation)))
     delta = total / rows
     variance = jnp.maximum(squares / rows - jnp.square(delta), 0)
     return Statistics(center, delta, lax.rsqrt(variance + eps))
@@ -138,42 +143,42 @@ def _provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     subset's indicator), whatever the data. So mean(d^2) <= (1 + 1/f) variance, and the rounding error of the
     variance grows by at most 1 + 1/f: 17 for f = 1/16, about 1e-6 relative in float32.
     """
-    rows = x.shape[1]
-    count = rows if rows <= _SMALL_INSTANCE else -(-rows // _CENTER_SHARE)
-    subset = x[:, :count].astype(dtype)
+    count = -(-x.shape[1] // _CENTER_SHARE)
     # Around the first row: a sum of the plain values would round by more than the spread at a large offset.
-    first = subset[:, :1]
-    return first + jnp.mean(subset - first, axis=1, keepdims=True)
+    first = x[:, :1].astype(dtype)
+    (total,) = _sum_rows((x[:, :count].astype(dtype) - first,))
+    return first + total / count
 
 
-def _sum_rows(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums of two (B, R, K) arrays over R, each (B, 1, K), in the form the platform compiles best."""
-    sums: tuple[jax.Array, jax.Array] = lax.platform_dependent(
-        a, b, cuda=_sum_rows_chunked, rocm=_sum_rows_chunked, default=_sum_rows_plain
+def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The sums of (B, R, K) arrays over R, each (B, 1, K), in the form that the platform compiles best."""
+    sums: tuple[jax.Array, ...] = lax.platform_dependent(
+        values, cuda=_sum_rows_chunked, rocm=_sum_rows_chunked, default=_sum_rows_plain
     )
     return sums
 
 
-def _sum_rows_plain(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.sum(a, axis=1, keepdims=True), jnp.sum(b, axis=1, keepdims=True)
+def _sum_rows_plain(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(jnp.sum(value, axis=1, keepdims=True) for value in values)
 
 
-def _sum_rows_chunked(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Chunks of rows first, both sums in one reduction, then the partial sums.
+def _sum_rows_chunked(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Chunks of rows first, all sums in one reduction, then the partial sums.
 
     Reduced in one step, a channels-last array makes XLA for GPU write x-sized float32 temporaries. The barrier keeps
     the two steps from being merged again.
     """
-    batch, rows, lanes = a.shape
+    batch, rows, lanes = values[0].shape
     chunks = -(-rows // _CHUNK)
     padding = ((0, 0), (0, chunks * _CHUNK - rows), (0, 0))
-    a, b = (jnp.pad(v, padding).reshape(batch, chunks, _CHUNK, lanes) for v in (a, b))
-    partial = lax.optimization_barrier(_sum_pair(a, b, axis=2))
-    a, b = _sum_pair(*partial, axis=1)
-    return a[:, None], b[:, None]
+    chunked = tuple(jnp.pad(value, padding).reshape(batch, chunks, _CHUNK, lanes) for value in values)
+    partial = lax.optimization_barrier(_sum_together(chunked, axis=2))
+    return tuple(value[:, None] for value in _sum_together(partial, axis=1))
 
 
-def _sum_pair(a: jax.Array, b: jax.Array, *, axis: int) -> tuple[jax.Array, jax.Array]:
-    zero = jnp.zeros((), a.dtype)
-    a, b = lax.reduce((a, b), (zero, zero), lambda p, q: (p[0] + q[0], p[1] + q[1]), (axis,))
-    return a, b
+def _sum_together(values: tuple[jax.Array, ...], *, axis: int) -> tuple[jax.Array, ...]:
+    zeros = tuple(jnp.zeros((), value.dtype) for value in values)
+    sums: tuple[jax.Array, ...] = lax.reduce(
+        values, zeros, lambda p, q: tuple(a + b for a, b in zip(p, q, strict=True)), (axis,)
+    )
+    return sums

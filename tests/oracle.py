@@ -26,7 +26,7 @@ ACTIVATIONS = {
         lambda z: jax.nn.gelu(z, approximate=False), lambda z: z / 2 * special.erfc(-z / np.sqrt(2))
     ),
     "tanh": Activation(jnp.tanh, np.tanh),
-    "own": Activation(lambda z: z * jnp.abs(z), lambda z: z * np.abs(z)),
+    "own": Activation(lambda z: z / (1 + jnp.abs(z)), lambda z: z / (1 + np.abs(z))),
 }
 
 
