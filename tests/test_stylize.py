@@ -1,0 +1,85 @@
+"""The demo as a person runs it: what it writes, what it prints, and what it says to wrong input."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "stylize.py"
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def final_losses(output):
+    return [float(loss) for loss in re.findall(r"final loss (\d+\.\d+)", output)]
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    return run("--steps", 12, "--size", 48, cwd=folder), folder / "stylize.png"
+
+
+def test_compares_three_networks_and_writes_a_picture(tiny_run):
+    finished, picture = tiny_run
+    assert finished.returncode == 0, finished.stderr
+    assert len(final_losses(finished.stdout)) == 3
+    assert len(re.findall(r"\d+\.\d\d steps/s", finished.stdout)) == 3
+    with Image.open(picture) as image:
+        assert min(image.size) > 400
+        assert np.asarray(image).std() > 20
+
+
+def test_same_seed_same_losses(tiny_run, tmp_path):
+    again = run("--steps", 12, "--size", 48, "--norm", "none", cwd=tmp_path)
+    assert final_losses(again.stdout) == final_losses(tiny_run[0].stdout)[2:]
+
+
+def test_training_lowers_the_loss(tiny_run, tmp_path):
+    longer = run("--steps", 40, "--size", 48, "--norm", "instance", cwd=tmp_path)
+    assert final_losses(longer.stdout)[0] < 0.8 * final_losses(tiny_run[0].stdout)[0]
+
+
+def test_own_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, shape in (("content.jpg", (90, 130, 3)), ("style.png", (70, 60))):  # color and grayscale
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(tmp_path / name)
+    options = ["--steps", 2, "--size", 48, "--norm", "none", "--out", "mine.png"]
+    finished = run(*options, "--content", "content.jpg", "--style", "style.png", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "mine.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--content", "nowhere.jpg"], "no such file: nowhere.jpg"),
+        (["--style", "text.jpg"], "not a picture that Pillow can read: text.jpg"),
+        (["--size", "50"], "must be a multiple of 4"),
+        (["--size", "8"], "at least 48"),
+        (["--steps", "0"], "at least 1"),
+        (["--norm", "layer"], "invalid choice: 'layer'"),
+        (["--out", "nowhere/a.png"], "no such folder: nowhere"),
+        (["--out", "a.txt"], "must name a .png"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_gets_one_line(arguments, message, tmp_path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    finished = run(*arguments, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert message in finished.stderr.splitlines()[-1]
+    assert "Traceback" not in finished.stderr
