@@ -1,0 +1,196 @@
+"""The fused kernel in the GPU interpreter: no races, and its numbers against float64.
+
+What the interpreter cannot see is in test_kernel_compiled.py: whether it compiles, registers, bytes moved.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+import tolerance
+from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxnorm import pallas_kernel
+from jaxnorm.tiling import DEVICES, find_tile, tile_of_rows
+
+pytestmark = pytest.mark.timeout(180)
+
+# float32 rows of 32 bytes for channels-last; channels-first in rows of 64 bytes, and small instances.
+LAST, FIRST, SMALL = (2, 225, 8), (3, 1008, 1), (18, 196, 1)
+
+
+def tiles(view, dtype, residual, cluster=None):
+    """The forward and the backward tile: the one for an H100, or with a cluster of that size."""
+    itemsize = jnp.dtype(dtype).itemsize
+    if cluster is None:
+        return [find_tile(view, itemsize, arrays + residual, DEVICES["H100"]) for arrays in (1, 2)]
+    batch, positions, lanes = view
+    if lanes > 1:
+        return [tile_of_rows("rows", view, lanes, cluster, itemsize, arrays + residual) for arrays in (1, 2)]
+    shape = (batch, positions // 4, 4)
+    return [tile_of_rows("both", shape, 4, cluster, itemsize, arrays + residual) for arrays in (1, 2)]
+
+
+def run(function, *arguments):
+    """The function in the interpreter, which must have seen no race."""
+    parameters = plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")
+    try:
+        with plgpu.force_gpu_interpret_mode(parameters):
+            results = jax.block_until_ready(jax.jit(function)(*arguments))
+        assert not interpret_pallas_call.get_races().races_found
+    finally:
+        interpret_pallas_call.gpu_callbacks.reset_gpu_interpret_mode_state()
+    return results
+
+
+def data(view, dtype, *, residual=False, offset=0.0, seed=0):
+    """x, gamma, beta, residual, dy."""
+    rng = np.random.default_rng(seed)
+    draw = lambda shape, dtype: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+    values = (view[0], 1, view[2])
+    x = jnp.asarray(rng.standard_normal(view) + offset, dtype)
+    gamma, beta = 1 + draw(values, jnp.float32) / 4, draw(values, jnp.float32)
+    return x, gamma, beta, draw(view, dtype) if residual else None, draw(view, dtype)
+
+
+def forward_and_backward(arguments, activation="none", eps=1e-5, cluster=None):
+    """y, the statistics and the gradients."""
+    x, gamma, beta, residual, dy = arguments
+    function = oracle.ACTIVATIONS[activation].jax
+    forward_tile, backward_tile = tiles(x.shape, x.dtype, residual is not None, cluster)
+
+    def forward(x, gamma, beta, residual):
+        return pallas_kernel.forward(x, gamma, beta, residual, eps=eps, activation=function, tile=forward_tile)
+
+    def backward(x, statistics, gamma, beta, residual, dy):
+        return pallas_kernel.backward(x, statistics, gamma, beta, residual, dy, activation=function, tile=backward_tile)
+
+    y, statistics = run(forward, x, gamma, beta, residual)
+    return y, statistics, run(backward, x, statistics, gamma, beta, residual, dy)
+
+
+def check(arguments, activation="none", cluster=None):
+    """Everything against float64, within the tolerances that the dtypes imply."""
+    x, gamma, beta, residual, dy = arguments
+    dtype, positions = x.dtype.name, x.shape[1]
+    y, _, gradients = forward_and_backward(arguments, activation, cluster=cluster)
+    options = {"channel_axes": (2,), "activation": activation}
+    y64, magnitude = oracle.instance_norm(x, gamma[:, 0], beta[:, 0], residual=residual, **options)
+    np.testing.assert_allclose(np.float64(y), y64, rtol=0, atol=tolerance.forward(dtype, positions, magnitude))
+
+    added = jnp.zeros_like(x) if residual is None else residual
+    want = oracle.gradients(dy, x, gamma[:, 0], beta[:, 0], added, **options)
+    xhat, _ = oracle.instance_norm(x, channel_axes=(2,))
+    dz = want["residual"]
+    scale = float(np.max(np.abs(gamma) / np.sqrt(oracle.moments(x, (2,))[1] + 1e-5)))
+    bound = tolerance.input_gradient(
+        dtype, positions, want["x"], scale=scale, dz=float(np.abs(dz).max()), xhat=float(np.abs(xhat).max())
+    )
+    np.testing.assert_allclose(np.float64(gradients.x), want["x"], rtol=0, atol=bound)
+    for name, terms in (("gamma", dz * xhat), ("beta", dz)):
+        bound = tolerance.parameter_gradient(dtype, "float32", positions, float(np.abs(terms).sum(1).max()))
+        np.testing.assert_allclose(getattr(gradients, name)[:, 0], want[name], rtol=0, atol=bound)
+    if residual is None:
+        assert gradients.residual is None
+    else:
+        bound = (2 * tolerance.arithmetic(dtype, positions) + tolerance.unit(dtype)) * float(np.abs(dz).max())
+        np.testing.assert_allclose(np.float64(gradients.residual), dz, rtol=0, atol=bound * (1 + magnitude))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("view", [LAST, FIRST, SMALL], ids=["last", "first", "small"])
+def test_layouts_and_dtypes(view, dtype, residual):
+    if view == SMALL and dtype != "float32":
+        view = (18, 200, 1)  # 196 positions of 2 bytes are not a multiple of 16 bytes
+    check(data(view, dtype, residual=residual), "relu" if residual else "none")
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 4, 8])
+@pytest.mark.parametrize("view", [(1, 1001, 8), (1, 2100, 1)], ids=["last", "first"])
+def test_clusters_and_ragged_rows(view, cluster):
+    check(data(view, "float32", offset=3.0), "silu", cluster)
+
+
+@pytest.mark.parametrize("view", [(1, 1001, 4), (2, 70, 64), (2, 3, 32), (1, 1, 8)])
+def test_rows_of_every_width(view):
+    """16 bytes, 128 bytes, fewer rows than an instruction covers, a single one."""
+    check(data(view, "float32"))
+
+
+def test_blocks_of_a_cluster_that_hold_nothing():
+    check(data((1, 130, 8), "float32", offset=-5.0), cluster=8)
+
+
+@pytest.mark.parametrize("activation", [name for name in oracle.ACTIVATIONS if name not in ("none", "relu")])
+def test_activations(activation):
+    check(data((1, 100, 8), "float32", residual=True), activation)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+@pytest.mark.parametrize(
+    ("view", "cluster"), [((1, 4096, 4), 1), ((1, 4096, 4), 2), ((2, 4096, 1), 2), ((4, 200, 1), None)]
+)
+def test_offsets(view, cluster, offset):
+    """The bounds of test_offsets.py."""
+    x, _, _, _, dy = data(view, "float32", offset=offset)
+    ones = jnp.ones((view[0], 1, view[2]), jnp.float32)
+    y, _, gradients = forward_and_backward((x, ones, 0 * ones, None, dy), cluster=cluster)
+    y64, _ = oracle.instance_norm(x, channel_axes=(2,))
+    np.testing.assert_allclose(y, y64, rtol=0, atol=3e-6)
+    dx64 = oracle.gradients(dy, x, channel_axes=(2,))["x"]
+    np.testing.assert_allclose(gradients.x, dx64, rtol=0, atol=1e-5 * np.abs(dx64).max())
+
+
+@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (LAST, 2), (FIRST, None), (FIRST, 2), (SMALL, None)])
+def test_constant_instances(view, cluster):
+    """Exactly beta, whatever the constant; finite gradients."""
+    _, gamma, beta, _, dy = data(view, "float32")
+    constants = 0.1 + 1e3 * jnp.arange(gamma.size, dtype=jnp.float32).reshape(gamma.shape)
+    x = jnp.broadcast_to(constants, view)
+    y, statistics, gradients = forward_and_backward((x, gamma, beta, None, dy), "gelu", cluster=cluster)
+    np.testing.assert_array_equal(statistics.center + statistics.delta, constants)
+    np.testing.assert_allclose(y, np.broadcast_to(jax.nn.gelu(beta), view), rtol=1e-6, atol=1e-7)
+    assert all(np.isfinite(g).all() for g in gradients if g is not None)
+    y, _, _ = forward_and_backward((x, gamma, beta, None, dy), cluster=cluster)
+    np.testing.assert_array_equal(y, np.broadcast_to(beta, view))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("view", [LAST, FIRST, SMALL], ids=["last", "first", "small"])
+def test_nan_stays_in_its_instance(view, bad):
+    x, gamma, beta, _, dy = data(view, "float32")
+    clean = forward_and_backward((x, gamma, beta, None, dy))
+    spoilt = forward_and_backward((x.at[1, 5, 0].set(bad), gamma, beta, None, dy))
+    others = np.ones((view[0], 1, view[2]), bool)
+    others[1, 0, 0] = False
+    assert np.isnan(spoilt[0][1, :, 0]).all()
+    for got, want in zip(jax.tree.leaves(spoilt), jax.tree.leaves(clean), strict=True):
+        everywhere = np.broadcast_to(others, got.shape)
+        np.testing.assert_array_equal(np.asarray(got)[everywhere], np.asarray(want)[everywhere])
+
+
+def test_an_activation_with_a_steep_derivative_beyond_the_end():
+    """The rows beyond a ragged end are zeros, far from the data: their derivative must not get into the sums."""
+    x, gamma, beta, _, dy = data((1, 225, 8), "float32", offset=1e6)
+    _, _, gradients = forward_and_backward((x, gamma, beta, None, dy), "gelu")
+    assert all(np.isfinite(g).all() for g in gradients if g is not None)
+
+
+def test_without_its_barrier_the_exchange_races(monkeypatch):
+    """The detector sees what it is there for."""
+    monkeypatch.setattr(plgpu, "barrier_arrive", lambda barrier: None)
+    x, gamma, beta, _, _ = data((1, 1024, 8), "float32")
+    tile, _ = tiles(x.shape, x.dtype, False, cluster=2)
+    waiting = plgpu.barrier_wait
+    monkeypatch.setattr(
+        plgpu, "barrier_wait", lambda barrier: None if "cluster_barrier" in str(barrier) else waiting(barrier)
+    )
+
+    def forward(x, gamma, beta):
+        return pallas_kernel.forward(x, gamma, beta, None, eps=1e-5, activation=None, tile=tile)
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RACE DETECTED"):
+        run(forward, x, gamma, beta)
