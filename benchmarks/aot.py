@@ -1,0 +1,134 @@
+"""Compiles for GPUs that are not there, with their real compilers.
+
+One architecture per process: the compiler refuses a second, newer one.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+class Gpu(NamedTuple):
+    """Data sheet numbers."""
+
+    name: str
+    capability: str
+    cores: int
+    bandwidth: float
+    l2: int
+    shared_per_core: int
+    shared_per_block: int
+
+
+GPUS = {
+    "A100": Gpu("NVIDIA A100-SXM4-80GB", "major: 8", 108, 2.039e12, 41943040, 167936, 166912),
+    "H100": Gpu("NVIDIA H100 80GB HBM3", "major: 9", 132, 3.35232e12, 52428800, 233472, 232448),
+    "B200": Gpu("NVIDIA B200", "major: 10", 148, 8e12, 132000000, 233472, 232448),
+    "RTX 5090": Gpu(
+        "NVIDIA GeForce RTX 5090",
+        "major: 12 feature_extension: ACCELERATED_FEATURES",
+        170,
+        1.792e12,
+        100663296,
+        102400,
+        101376,
+    ),
+}
+
+
+def _target_config(gpu: Gpu) -> str:
+    return f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+          shared_memory_per_block: 49152 shared_memory_per_core: {gpu.shared_per_core}
+          shared_memory_per_block_optin: {gpu.shared_per_block}
+          core_count: {gpu.cores} fpus_per_core: 128 clock_rate_ghz: 1.98
+          block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+          memory_bandwidth: {int(gpu.bandwidth)} l2_cache_size: {gpu.l2} device_memory_size: 84929347584
+          cuda_compute_capability {{ {gpu.capability} }}
+          registers_per_core_limit: 65536 registers_per_block_limit: 65536
+        }}
+        platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 12 }} runtime_version {{ major: 13 }}
+        device_description_str: "{gpu.name}"
+    """
+
+
+class Compiler:
+    """Compiles functions for one GPU of that name."""
+
+    def __init__(self, name):
+        topology = topologies.get_topology_desc(
+            platform="cuda", topology="1x1x1", target_config=_target_config(GPUS[name])
+        )
+        self.device = topology.devices[0]
+        self.mesh = jax.sharding.Mesh(topology.devices, ("device",), axis_types=(AxisType.Explicit,))
+
+    def lower(self, function, *arguments):
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
+        # The default device is what tells Mosaic GPU the architecture.
+        with jax.default_device(self.device), jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+
+    def compile(self, function, *arguments):
+        """The optimized module as text, and what the assembler said of each Mosaic kernel.
+
+        It is asked once per kernel and process: nothing is said of one that was compiled before.
+        """
+        with assembler_output() as output:
+            text = self.lower(function, *arguments).compile().as_text()
+        return text, _kernels(output())
+
+    def shared_memory(self, function, *arguments):
+        """Bytes per thread block that the one kernel of the function takes, read from Mosaic's refusal."""
+        from jax.experimental.mosaic.gpu import core
+
+        before, core._SMEM_SIZE_BOUND = core._SMEM_SIZE_BOUND, 0
+        try:
+            self.lower(function, *arguments)
+        except ValueError as error:
+            return int(re.search(r"smem_bytes=(\d+)", str(error))[1])
+        finally:
+            core._SMEM_SIZE_BOUND = before
+        raise AssertionError("no kernel asked for shared memory")
+
+
+@contextlib.contextmanager
+def assembler_output():
+    """Collects what ptxas prints, from C++, for Mosaic kernels."""
+    saved, switch = [os.dup(1), os.dup(2)], "MOSAIC_GPU_DUMP_PTXAS"
+    os.environ[switch] = "1"
+    collected = ""
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: collected
+        finally:
+            del os.environ[switch]
+            for descriptor, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)
+            file.seek(0)
+            collected = file.read().decode(errors="replace")
+
+
+def _kernels(output):
+    """{name: {"registers", "spilled"}} from the assembler's report."""
+    kernels = {}
+    pattern = (
+        r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers"
+    )
+    for name, stack, stores, loads, registers in re.findall(pattern, output, re.DOTALL):
+        kernels[name.removesuffix("_mosaic_gpu_kernel")] = {
+            "registers": int(registers),
+            "spilled": int(stack) + int(stores) + int(loads),
+        }
+    return kernels

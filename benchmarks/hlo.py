@@ -1,0 +1,114 @@
+"""Counts, on an optimized HLO module as text, the bytes that its operations read and write."""
+
+import re
+from typing import NamedTuple
+
+_ITEMSIZE = {
+    "f64": 8,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+}
+_FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
+
+
+class Operation(NamedTuple):
+    """One line of ENTRY that moves bytes."""
+
+    name: str
+    opcode: str
+    written: int
+    read: int
+    line: str
+
+    @property
+    def moved(self):
+        return self.written + self.read
+
+
+def operations(text):
+    """The operations of ENTRY; a parameter that a fusion only slices counts as its slices."""
+    computations = _computations(text)
+    sizes, found = {}, []
+    for line in computations["ENTRY"]:
+        match = re.match(r"(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)", line)
+        if not match:
+            continue
+        name, kind, opcode, operands = match.groups()
+        sizes[name] = _bytes(kind)
+        if opcode in _FREE:
+            continue
+        called = re.search(r"calls=%?([\w.\-]+)", line)
+        read = 0
+        for i, operand in enumerate(o.split()[-1].lstrip("%") for o in operands.split(",") if o.strip()):
+            whole = sizes.get(operand, 0)
+            read += min(whole, _sliced(computations[called[1]], i, whole)) if called else whole
+        found.append(Operation(name, opcode, sizes[name], read, line))
+    return found
+
+
+def moved_bytes(text):
+    """Bytes that ENTRY reads and writes, caches ignored."""
+    return sum(operation.moved for operation in operations(text))
+
+
+def kernel_calls(text, name):
+    """How many times the Mosaic kernel of that name is called."""
+    return sum("mosaic_gpu" in o.line and f"/{name}/" in o.line for o in operations(text) if o.opcode == "custom-call")
+
+
+def others(text, unit, share=0.05):
+    """Operations beside Mosaic kernels that move more than that share of x."""
+    return [o.name for o in operations(text) if "mosaic_gpu" not in o.line and o.moved > share * unit]
+
+
+def _computations(text):
+    """{name: lines}."""
+    computations, current = {}, None
+    for line in text.splitlines():
+        start = re.match(r"^(ENTRY )?(%?[\w.\-]+)\s*\(.*\{\s*$", line)
+        if start:
+            current = computations.setdefault("ENTRY" if start[1] else start[2].lstrip("%"), [])
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            # Every fifth operand is preceded by a comment, /*index=5*/.
+            current.append(re.sub(r"/\*.*?\*/", "", line.strip()))
+    return computations
+
+
+def _sliced(body, index, whole):
+    """Bytes that a fusion reads of its parameter: of its slices, where it only slices it or a bitcast of it."""
+    (parameter,) = (line for line in body if re.search(rf" parameter\({index}\)", line))
+    names, uses = [_name(parameter)], []
+    while names:
+        pattern = rf"%{re.escape(names.pop())}[,)]"
+        for line in (line for line in body if re.search(pattern, line)):
+            if re.search(r" bitcast\(", line):
+                names.append(_name(line))
+            else:
+                uses.append(line)
+    if not uses or not all(re.search(r" slice\(", use) for use in uses):
+        return whole
+    return sum(_bytes(use.split("=", 1)[1].split(" slice(")[0]) for use in uses)
+
+
+def _name(line):
+    return re.match(r"(?:ROOT )?%?([\w.\-]+) =", line)[1]
+
+
+def _bytes(kind):
+    total = 0
+    for dtype, dimensions in re.findall(r"\b([a-z]+\d*)\[([0-9,]*)\]", kind):
+        size = _ITEMSIZE[dtype]
+        for dimension in filter(None, dimensions.split(",")):
+            size *= int(dimension)
+        total += size
+    return total

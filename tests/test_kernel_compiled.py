@@ -1,0 +1,137 @@
+"""The fused kernel through the real compilers, for GPUs that are not there: what it moves, holds and spills.
+
+Nothing here runs on a GPU: bytes are counted on the compiled module, registers are the assembler's.
+"""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from activations import ACTIVATIONS, LOCAL_MEMORY
+
+pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin and compiler")
+pytestmark = pytest.mark.timeout(600)
+
+TESTS = pathlib.Path(__file__).parent
+GPUS = ["H100", "B200"]
+BOTH = ["float32", "bfloat16"]
+CASES = [
+    ("8x64x64x256", "last", BOTH),
+    ("2x128x128x128", "last", BOTH),
+    ("4x32x32x512", "last", BOTH),
+    ("16x16x16x512", "last", BOTH),
+    ("32x8x8x512", "last", BOTH),
+    ("1x256x256x64", "last", BOTH),
+    ("2x32x32x32x128", "last", BOTH),
+    ("2x16x16x16x256", "last", BOTH),
+    ("2x8x8x8x320", "last", BOTH),
+    ("8x256x64x64", "first", BOTH),
+    ("1x64x256x256", "first", BOTH),
+    ("4x32x512x512", "first", ["bfloat16"]),
+    ("32x64x28x28", "first", ["float32"]),
+    ("16x512x14x14", "first", ["float32"]),
+]
+# Too large for its cluster beyond a forward pass without residual.
+ONLY_FORWARD = "1x256x256x64"
+# x-sized arrays that a pass reads and writes, by (pass, residual), and 0.05 for all that is small.
+UNITS = {("forward", False): 2, ("backward", False): 3, ("forward", True): 3, ("backward", True): 5}
+SMALL = 0.05
+# float32 values per instance that a pass reads and writes besides: forward writes gamma and beta per instance, reads
+# them and writes three statistics; backward reads these five, writes two gradients and sums them over the batch.
+VALUES = {"forward": 7, "backward": 9}
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+def reports(*arguments):
+    """What aot_report.py prints."""
+    path = os.pathsep.join(map(str, (TESTS, TESTS.parent / "benchmarks")))
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(TESTS / "aot_report.py"), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(found, passes, positions, spilled=0):
+    """One kernel per pass, nothing else x-sized, nothing spilled, and no more moved than must be."""
+    for name in ("forward", "backward"):
+        assert found["calls"][f"jaxnorm_{name}"] == (name in passes), found
+    assert found["mosaic"] == len(passes), found
+    assert not found["others"], found
+    assert all(kernel["spilled"] <= spilled for kernel in found["kernels"].values()), found
+    bound = sum(
+        UNITS[name, found["residual"]] + SMALL + 4 * VALUES[name] / (positions * ITEMSIZE[found["dtype"]])
+        for name in passes
+    )
+    assert found["units"] <= bound, found
+
+
+@pytest.mark.parametrize(("shape", "channels", "dtypes"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
+@pytest.mark.parametrize("gpu", GPUS)
+def test_one_kernel_per_pass_that_moves_what_it_must(gpu, shape, channels, dtypes):
+    """instance_norm and its gradients."""
+    _, *rest = map(int, shape.split("x"))
+    positions = math.prod(rest) // (rest[-1] if channels == "last" else rest[0])
+    seen = []
+    for found in reports(gpu, "calls", channels, shape, *dtypes):
+        seen.append((found["of"], found["residual"]))
+        if shape != ONLY_FORWARD:
+            check(found, ["forward"] if found["of"] == "forward" else ["forward", "backward"], positions)
+        elif not found["residual"]:
+            assert found["calls"] == {"jaxnorm_forward": 1, "jaxnorm_backward": 0}
+        else:
+            assert found["mosaic"] == 0
+    assert sorted(seen) == sorted(
+        [("forward", False), ("gradient", False), ("forward", True), ("gradient", True)] * len(dtypes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "shape", "channels"),
+    [
+        ("A100", "8x64x64x256", "last"),
+        ("A100", "2x128x128x128", "last"),
+        ("A100", "1x256x256x64", "last"),
+        ("A100", "2x32x32x32x128", "last"),
+        ("A100", "8x256x64x64", "first"),
+        ("A100", "1x64x256x256", "first"),
+        ("H100", "8x64x64x250", "last"),  # rows that bulk copies cannot start at
+        ("H100", "2x64x255x255", "first"),
+        ("H100", "1x32x1024x1024", "first"),  # too large
+    ],
+)
+def test_plain_xla_where_there_is_no_tile(gpu, shape, channels):
+    """No Mosaic, and the passes that xla.py promises: 3.2 units forward; the gradient needs no y, so 1.2 and 5.3."""
+    for found in reports(gpu, "calls", channels, shape, "float32", "bfloat16"):
+        assert found["mosaic"] == 0
+        if found["residual"]:
+            continue
+        assert found["units"] <= {"forward": 3.2, "gradient": 1.2 + 5.3}[found["of"]], found
+
+
+@pytest.mark.parametrize("gpu", [*GPUS, "RTX 5090"])
+def test_odd_views_compile(gpu):
+    """Ragged rows, few rows, rows of every width, small instances: what test_kernel_interpreted.py runs."""
+    for view in ("2x225x8", "1x1001x4", "2x70x64", "1x1x8", "3x1008x1", "1x2100x1", "18x200x1", "1000x16x1"):
+        for found in reports(gpu, "views", view, "float16", "float32"):
+            if "reason" in found:
+                assert (found["view"], found["dtype"]) in (([1, 1001, 4], "float16"), ([1, 2100, 1], "float16"))
+                assert "multiple of 16 bytes" in found["reason"]
+                continue
+            assert found["calls"][f"jaxnorm_{found['of']}"] == 1, found
+            assert all(kernel["spilled"] == 0 for kernel in found["kernels"].values()), found
+            assert found["shared_memory"] <= found["shared_memory_bound"], found
+
+
+def test_every_activation_compiles():
+    seen = set()
+    for found in reports("H100", "activations"):
+        # The stack frame of a slow path.
+        spilled = 64 if found["activation"] in LOCAL_MEMORY else 0
+        check(found, [found["of"]], found["view"][1], spilled)
+        seen.add(found["activation"])
+    assert seen == set(ACTIVATIONS)
