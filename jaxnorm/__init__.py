@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from jaxnorm.explain import explain
 from jaxnorm.functional import instance_moments, instance_norm
 from jaxnorm.version import __version__
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
     from jaxnorm.flax_module import InstanceNorm, InstanceNorm2D
 
 
-__all__ = ["InstanceNorm", "InstanceNorm2D", "__version__", "instance_moments", "instance_norm"]
+__all__ = ["InstanceNorm", "InstanceNorm2D", "__version__", "explain", "instance_moments", "instance_norm"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """The checks of the public functions: every error states the rule, what was seen and the remedy."""
 
-import math
 import numbers
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -24,9 +24,11 @@ def check_input(x: Any) -> jax.Array:
         )
     array: jax.Array = jnp.asarray(x)
     if array.dtype.name not in _DTYPES:
+        remedy = "Convert it first, for example x.astype(jnp.float32)."
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            remedy = "Normalize x.real and x.imag on their own."
         raise TypeError(
-            f"x must be one of {', '.join(_DTYPES)}: got {array.dtype.name} of shape {array.shape}. "
-            "Convert it first, for example x.astype(jnp.float32)."
+            f"x must be one of {', '.join(_DTYPES)}: got {array.dtype.name} of shape {array.shape}. {remedy}"
         )
     if array.ndim < 3:
         raise ValueError(
@@ -36,29 +38,30 @@ def check_input(x: Any) -> jax.Array:
     return array
 
 
-def check_channel_axes(shape: tuple[int, ...], channel_axis: Axes) -> tuple[int, ...]:
-    """Returns the channel axes as sorted non-negative integers."""
-    given = tuple(channel_axis) if isinstance(channel_axis, Iterable) else (channel_axis,)
+def check_channel_axes(shape: tuple[int, ...], channel_axis: Axes, name: str = "channel_axis") -> tuple[int, ...]:
+    """Returns the channel axes as sorted non-negative integers. The name is what the caller calls them."""
+    several = isinstance(channel_axis, Iterable) and getattr(channel_axis, "ndim", 1) > 0
+    given: tuple[Any, ...] = tuple(channel_axis) if several else (channel_axis,)  # type: ignore[arg-type]
     rank = len(shape)
-    seen = f"got channel_axis={channel_axis!r} for x of shape {shape}"
+    seen = f"got {name}={channel_axis!r} for x of shape {shape}"
+    usual = "Use 1 for (N, C, *spatial) and -1 for (N, *spatial, C)."
     for axis in given:
         if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
-            raise TypeError(f"channel_axis must be an integer or a tuple of integers: {seen}.")
-        if not -rank <= axis < rank:
-            raise ValueError(
-                f"channel_axis must lie in [-{rank}, {rank}) for an input of rank {rank}: {seen}. "
-                "Use 1 for (N, C, *spatial) and -1 for (N, *spatial, C)."
-            )
+            raise TypeError(f"{name} must be an integer or a tuple of integers: {seen}. {usual}")
+        if not -rank <= int(axis) < rank:
+            raise ValueError(f"{name} must lie in [-{rank}, {rank}) for an input of rank {rank}: {seen}. {usual}")
     axes = sorted(int(axis) % rank for axis in given)
     if not axes:
-        raise ValueError(f"channel_axis must name at least one axis: {seen}.")
+        raise ValueError(f"{name} must name at least one axis: {seen}. {usual}")
     if 0 in axes:
         raise ValueError(
             "The channel axes cannot include the leading dimension as this is assumed to be the batch axis: "
             f"{seen}. Move the batch to axis 0, or add one with x[None]."
         )
     if len(set(axes)) != len(axes):
-        raise ValueError(f"channel_axis must not name an axis twice: {seen}, which means axes {tuple(axes)}.")
+        raise ValueError(
+            f"{name} must not name an axis twice: {seen}, which means axes {tuple(axes)}. Name each axis once."
+        )
     return tuple(axes)
 
 
@@ -83,7 +86,10 @@ def check_parameter(name: str, value: Any, shape: tuple[int, ...], channel_axes:
     if value is None:
         return None
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-        raise TypeError(f"{name} must be None or an array: got {type(value).__name__}. Convert it with jnp.asarray.")
+        raise TypeError(
+            f"{name} must be None or an array with a value per channel: got {type(value).__name__} {value!r}. "
+            "Make one, for example with jnp.full; the number added to the variance is passed as eps=."
+        )
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point: got {value.dtype.name}. Convert it with .astype(jnp.float32).")
@@ -105,6 +111,8 @@ def check_residual(residual: Any, x: jax.Array) -> Any:
     """The residual is added to the normalized x position by position, without broadcasting."""
     if residual is None:
         return None
+    if hasattr(residual, "shape") and hasattr(residual, "dtype"):
+        residual = jnp.asarray(residual)
     got = (getattr(residual, "shape", type(residual).__name__), getattr(residual, "dtype", None))
     if got != (x.shape, x.dtype):
         raise ValueError(
@@ -114,30 +122,33 @@ def check_residual(residual: Any, x: jax.Array) -> Any:
     return jnp.asarray(residual)
 
 
-def check_eps(eps: Any, dtype: Any) -> float:
+def check_eps(eps: Any, dtype: Any, name: str = "eps") -> float:
     """eps is a Python number, static under jit, and must not vanish in the dtype of the statistics."""
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(
-            f"eps must be a Python number, since it is static under jit: got {type(eps).__name__}. "
+            f"{name} must be a Python number, since it is static under jit: got {type(eps).__name__}. "
             "Pass a float such as 1e-5, not an array."
         )
     smallest = float(jnp.finfo(dtype).tiny)
-    if not math.isfinite(eps) or eps < smallest:
+    value: Any = eps
+    if not smallest <= value <= float(jnp.finfo(dtype).max):
         raise ValueError(
-            f"eps must be a finite number > 0: got {eps!r}. The statistics are computed in {jnp.dtype(dtype).name}, "
-            f"whose smallest normal number, {smallest:.3g}, is the least eps. The usual values are 1e-5 and 1e-6."
+            f"{name} must be a finite number > 0: got {reprlib.repr(eps)}. The statistics are computed in "
+            f"{jnp.dtype(dtype).name}, whose smallest normal number, {smallest:.3g}, is the least that can be added. "
+            "The usual values are 1e-5 and 1e-6."
         )
     return float(eps)
 
 
-def check_where(where: Any, shape: tuple[int, ...]) -> Any:
+def check_where(where: Any, shape: tuple[int, ...], name: str = "where") -> Any:
     """The mask of counted positions."""
     if where is None:
         return None
-    if getattr(where, "dtype", None) != jnp.bool_:
+    if not hasattr(where, "shape") or getattr(where, "dtype", None) != jnp.bool_:
+        got = f"an array of {where.dtype}" if hasattr(where, "dtype") else f"a Python {type(where).__name__}"
         raise TypeError(
-            "where must be a bool array, True at the positions that count: got "
-            f"{getattr(where, 'dtype', type(where).__name__)}. Compare first, for example where=mask > 0."
+            f"{name} must be a bool array, True at the positions that count: got {got}. "
+            f"Compare first, for example {name}=weights > 0."
         )
     try:
         fits = jnp.broadcast_shapes(where.shape, shape) == shape
@@ -145,14 +156,20 @@ def check_where(where: Any, shape: tuple[int, ...]) -> Any:
         fits = False
     if not fits:
         raise ValueError(
-            f"where must be broadcastable to the shape of x, {shape}: got {where.shape}. "
-            "Give it one axis per axis of x, of size 1 where it is to be repeated."
+            f"{name} must be broadcastable to the shape of x, {shape}: got {where.shape}. "
+            "Give it the axes of x, or the last ones, of size 1 where it is to be repeated."
         )
     return jnp.asarray(where)
 
 
 def check_axis_name(axis_name: Any, axis_index_groups: Any) -> None:
-    """Groups of indices mean nothing without the axis that they index."""
+    """Names, not positions: JAX would take a number for an axis of the array."""
+    names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    if any(isinstance(name, numbers.Integral) for name in names):
+        raise TypeError(
+            f"axis_name must be the name, or names, of a mapped axis of shard_map, pmap or vmap: got {axis_name!r}. "
+            "The axes of x that are reduced follow from channel_axis."
+        )
     if axis_index_groups is not None and axis_name is None:
         raise ValueError(
             f"axis_index_groups needs axis_name, the mapped axis it divides: got {axis_index_groups!r} without one."
@@ -172,18 +189,42 @@ def check_activation(activation: Any, dtype: Any) -> bool:
             f"activation must be None or an elementwise function: got {type(activation).__name__} {activation!r}. "
             "Pass the function itself, for example jax.nn.relu."
         )
-    rule = f"activation must be elementwise and keep shape and dtype: {activation!r}"
-    try:
-        traced = jax.make_jaxpr(activation)(jax.ShapeDtypeStruct((), dtype))
-    except Exception as error:
-        raise ValueError(f"{rule} failed on a scalar of {jnp.dtype(dtype).name}. Apply it after the norm.") from error
-    out = [(aval.shape, aval.dtype.name) for aval in traced.out_avals]
-    if out != [((), jnp.dtype(dtype).name)]:
-        raise ValueError(
-            f"{rule} turned a scalar of {jnp.dtype(dtype).name} into {out[0] if len(out) == 1 else out}. "
-            "Apply it after the norm."
+    if not _is_hashable(activation):
+        raise TypeError(
+            f"activation must be hashable, since it is static under jit: got {type(activation).__name__}. "
+            "Wrap it in a function, or give its class a __hash__."
         )
+    captures = False
+    # A scalar, which is what a function of one axis fails on, and more, which is what a sum does not keep.
+    for shape in ((), (2, 3)):
+        captures |= _traces_elementwise(activation, shape, jnp.dtype(dtype))
+    return captures
+
+
+def _traces_elementwise(activation: Activation, shape: tuple[int, ...], dtype: Any) -> bool:
+    """Whether the activation closes over traced values; raises if it does not keep the shape and the dtype."""
+    rule = f"activation must be elementwise and keep shape and dtype: {activation!r}"
+    what = f"{'an array' if shape else 'a scalar'} of {dtype.name}"
+    try:
+        traced = jax.make_jaxpr(activation)(jax.ShapeDtypeStruct(shape, dtype))
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{rule} failed on {what} ({cause}). Write it with functions of jax.numpy, or apply it after the norm."
+        ) from error
+    out = [(aval.shape, aval.dtype.name) for aval in traced.out_avals]
+    if out != [(shape, dtype.name)]:
+        became = f"shape {out[0][0]} and {out[0][1]}" if len(out) == 1 else f"{len(out)} results"
+        raise ValueError(f"{rule} turned {what}, shape {shape}, into {became}. Apply it after the norm.")
     return any(isinstance(constant, jax.core.Tracer) for constant in traced.consts)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def check_implementation(implementation: Any) -> None:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import reference, xla
-from jaxnorm.arguments import Activation
+from jaxnorm import choice, reference, xla
+from jaxnorm.arguments import Activation, Implementation
 from jaxnorm.layout import Layout
+from jaxnorm.tiling import Device, NoTile, Tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,14 @@ class _Call:
     eps: float
     activation: Activation | None
     has_residual: bool
+    implementation: Implementation | None
+    device: Device | None
+
+    def tiles(self, shape: tuple[int, ...], dtype: Any) -> tuple[Tile | NoTile, Tile | NoTile]:
+        """Of the kernel, forward and backward, for the canonical view."""
+        return choice.find_tiles(
+            shape, dtype, residual=self.has_residual, activation=self.activation, device=self.device
+        )
 
 
 def instance_norm(
@@ -37,9 +46,11 @@ def instance_norm(
     layout: Layout,
     eps: float,
     activation: Activation | None,
+    implementation: Implementation | None,
+    device: Device | None,
 ) -> jax.Array:
-    """jaxnorm.instance_norm for checked arguments, by the fused implementation."""
-    call = _Call(layout.channel_axes, eps, _comparable(activation), residual is not None)
+    """jaxnorm.instance_norm for checked arguments, by a fused implementation on the device."""
+    call = _Call(layout.channel_axes, eps, _comparable(activation), residual is not None, implementation, device)
     y: jax.Array = _normalize(call, x, gamma, beta, residual)
     return y
 
@@ -52,8 +63,9 @@ def _normalize(
     # the transpose of this broadcast, and conditional norm no special case.
     instances = Layout(x.shape, call.channel_axes).instances
     dtype = reference.statistics_dtype(x.dtype)
-    gamma = jnp.broadcast_to(1 if gamma is None else gamma, instances).astype(dtype)
-    beta = jnp.broadcast_to(0 if beta is None else beta, instances).astype(dtype)
+    # Converted first, so that the sum is formed before it is rounded to the dtype of the parameter.
+    gamma = jnp.broadcast_to(jnp.asarray(1 if gamma is None else gamma, dtype), instances)
+    beta = jnp.broadcast_to(jnp.asarray(0 if beta is None else beta, dtype), instances)
     y, _ = _forward(call, *_vary_together(x, gamma, beta, residual))
     return y
 
@@ -82,13 +94,16 @@ def _forward(
 ) -> tuple[jax.Array, xla.Statistics]:
     """x and residual as the user gave them, gamma, beta and the statistics (N, *channels)."""
     layout = Layout(x.shape, call.channel_axes)
-    y, statistics = xla.forward(
-        layout.to_view(x),
+    view = layout.to_view(x)
+    y, statistics = choice.run(
+        call.tiles(view.shape, x.dtype)[0],
+        functools.partial(_kernel_forward, eps=call.eps, activation=call.activation),
+        functools.partial(xla.forward, eps=call.eps, activation=call.activation),
+        view,
         layout.instances_to_view(gamma),
         layout.instances_to_view(beta),
         None if residual is None else layout.to_view(residual),
-        eps=call.eps,
-        activation=call.activation,
+        implementation=call.implementation,
     )
     return layout.from_view(y), xla.Statistics(*map(layout.instances_from_view, statistics))
 
@@ -126,14 +141,18 @@ def _backward(
     dy: jax.Array,
 ) -> xla.Gradients:
     layout = Layout(x.shape, call.channel_axes)
-    dx, dgamma, dbeta, dresidual = xla.backward(
-        layout.to_view(x),
+    view = layout.to_view(x)
+    dx, dgamma, dbeta, dresidual = choice.run(
+        call.tiles(view.shape, x.dtype)[1],
+        functools.partial(_kernel_backward, activation=call.activation),
+        functools.partial(xla.backward, activation=call.activation),
+        view,
         xla.Statistics(*map(layout.instances_to_view, statistics)),
         layout.instances_to_view(gamma),
         layout.instances_to_view(beta),
         None if residual is None else layout.to_view(residual),
         layout.to_view(dy),
-        activation=call.activation,
+        implementation=call.implementation,
     )
     return xla.Gradients(
         layout.from_view(dx),
@@ -172,6 +191,19 @@ def _plain_forward(call: _Call, x: Any, gamma: Any, beta: Any, residual: Any) ->
         eps=call.eps,
         activation=call.activation,
     )
+
+
+def _kernel_forward(*arguments: Any, **options: Any) -> Any:
+    # Imported where it is wanted: Mosaic GPU takes a while, and a JAX without it still has the rest.
+    from jaxnorm import pallas_kernel
+
+    return pallas_kernel.forward(*arguments, **options)
+
+
+def _kernel_backward(*arguments: Any, **options: Any) -> Any:
+    from jaxnorm import pallas_kernel
+
+    return pallas_kernel.backward(*arguments, **options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """The public functions: check the arguments, choose an implementation."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
-from jaxnorm import arguments, derivatives, reference
+from jaxnorm import arguments, choice, derivatives, reference
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.layout import Layout
+from jaxnorm.target import target
+from jaxnorm.tiling import Device
 
 
 def instance_norm(
@@ -93,8 +95,18 @@ def instance_norm(
         "an activation that closes over traced values": captures,
         "an x sharded over explicit mesh axes": any(part is not None for part in jax.typeof(x).sharding.spec),
     }
-    if _choose(implementation, [need for need, is_given in needs.items() if is_given]) == "xla":
-        return derivatives.instance_norm(x, gamma, beta, residual, layout=layout, eps=eps, activation=activation)
+    if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
+        return derivatives.instance_norm(
+            x,
+            gamma,
+            beta,
+            residual,
+            layout=layout,
+            eps=eps,
+            activation=activation,
+            implementation=implementation,
+            device=_device(implementation, x),
+        )
     return reference.instance_norm(
         x,
         None if gamma is None else layout.expand(gamma),
@@ -149,21 +161,31 @@ def instance_moments(
     return (center + delta).reshape(layout.instances), variance.reshape(layout.instances)
 
 
-def _choose(implementation: Implementation | None, beyond_fused: list[str]) -> Literal["xla", "reference"]:
-    """The implementation of a call: the named one or the reason why not, else the fastest that computes it.
+def _is_fused(implementation: Implementation | None, beyond_fused: list[str]) -> bool:
+    """Whether a fused implementation computes the call; if one that cannot was named, the reason why not.
 
     Args:
       implementation: the user's choice.
       beyond_fused: what the call asks for that the fused implementations do not compute.
     """
-    if implementation == "pallas":
-        raise NotImplementedError(
-            "implementation='pallas', the fused GPU kernel, is not there yet. "
-            "Pass implementation=None, which will choose it once it is, or 'xla'."
-        )
-    if implementation == "xla" and beyond_fused:
+    if implementation in ("xla", "pallas") and beyond_fused:
         raise ValueError(
-            f"implementation='xla' does not compute {' and '.join(beyond_fused)}. "
+            f"implementation={implementation!r} does not compute {' and '.join(beyond_fused)}. "
             "Pass implementation=None or 'reference'."
         )
-    return "reference" if beyond_fused or implementation == "reference" else "xla"
+    return not beyond_fused and implementation != "reference"
+
+
+def _device(implementation: Implementation | None, x: jax.Array) -> Device | None:
+    """The GPU that the kernel would run on."""
+    if implementation == "xla":
+        return None
+    device = target(x)
+    if implementation == "pallas" and device is None:
+        device = choice.interpreted_device()
+        if device is None:
+            raise ValueError(
+                "implementation='pallas' needs a CUDA GPU, or a CPU inside force_gpu_interpret_mode of "
+                "jax.experimental.pallas.mosaic_gpu: the computation is for neither. Pass implementation=None or 'xla'."
+            )
+    return device

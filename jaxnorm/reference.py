@@ -78,6 +78,11 @@ def instance_norm(
     dtype = x.dtype
     # Converted once, so that the gradient of a narrow x is summed before it is rounded.
     x = x.astype(statistics_dtype(dtype))
+    broken = None
+    if where is not None:
+        # A NaN in a position that does not count has no part in the gradient of rsqrt(variance + eps) either.
+        broken = ~(jnp.broadcast_to(where, x.shape) | jnp.isfinite(x))
+        x = jnp.where(broken, 0, x)
     center, delta, variance = moments(x, axes, where, axis_name, axis_index_groups)
     z = ((x - center) - delta) * lax.rsqrt(variance + eps)
     if gamma is not None:
@@ -88,6 +93,8 @@ def instance_norm(
         z = z + residual.astype(z.dtype)
     if activation is not None:
         z = activation(z)
+    if broken is not None:
+        z = jnp.where(broken, jnp.nan, z)
     return z.astype(dtype)
 
 

@@ -20,8 +20,8 @@ from jaxnorm.arguments import Activation
 _CENTER_SHARE = 16
 # Rows per partial sum on a GPU. XLA for GPU fuses a column reduction of up to 64 rows with the broadcast that
 # feeds it; from 128 rows it splits the reduction itself and writes x-sized temporaries first. Fewer rows cost
-# more partial sums.
-_CHUNK = 64
+# more partial sums. Beyond 256 lanes it fuses no more than 32 rows of a half-precision backward pass.
+_CHUNK, _CHUNK_OF_WIDE_ROWS, _WIDE = 64, 32, 256
 
 
 class Statistics(NamedTuple):
@@ -169,9 +169,10 @@ def _sum_rows_chunked(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     the two steps from being merged again.
     """
     batch, rows, lanes = values[0].shape
-    chunks = -(-rows // _CHUNK)
-    padding = ((0, 0), (0, chunks * _CHUNK - rows), (0, 0))
-    chunked = tuple(jnp.pad(value, padding).reshape(batch, chunks, _CHUNK, lanes) for value in values)
+    chunk = _CHUNK if lanes <= _WIDE else _CHUNK_OF_WIDE_ROWS
+    chunks = -(-rows // chunk)
+    padding = ((0, 0), (0, chunks * chunk - rows), (0, 0))
+    chunked = tuple(jnp.pad(value, padding).reshape(batch, chunks, chunk, lanes) for value in values)
     partial = lax.optimization_barrier(_sum_together(chunked, axis=2))
     return tuple(value[:, None] for value in _sum_together(partial, axis=1))
 

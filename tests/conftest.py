@@ -1,4 +1,12 @@
-"""Strictness that users do not get: mixed ranks, mixed dtypes and warnings are errors here."""
+"""Strictness that users do not get: mixed ranks and mixed dtypes are errors here."""
+
+import os
+
+# Read when JAX starts: the GPU interpreter runs the thread blocks of a cluster as threads that wait for each other.
+os.environ.setdefault("PJRT_NPROC", "16")
+
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -21,3 +29,15 @@ def strict_dtypes():
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def run_python():
+    """Runs a program in a fresh interpreter, which must succeed; returns what it printed."""
+
+    def run(program):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run

@@ -1,0 +1,93 @@
+"""Which implementation computes a pass: the GPU kernel where it has a tile, else plain XLA.
+
+Forward and backward decide on their own: the backward pass keeps more arrays in shared memory.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm.arguments import Activation, Implementation
+from jaxnorm.tiling import DEVICES, Device, NoTile, Tile, find_tile
+
+
+def find_tiles(
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike,
+    *,
+    residual: bool,
+    activation: Activation | None,
+    device: Device | None,
+) -> tuple[Tile | NoTile, Tile | NoTile]:
+    """The kernel's tiles of the forward and the backward pass, or the reasons why it cannot run.
+
+    Args:
+      shape: (B, R, K), the canonical view.
+      dtype: of x.
+      residual, activation: of the call.
+      device: the GPU, or None if there is none or it is not known.
+    """
+    if device is None:
+        nothing = NoTile("the computation is not for a CUDA GPU, or not for one that is known")
+        return nothing, nothing
+    reason = _not_evaluated(activation)
+    if reason is not None:
+        return reason, reason
+    batch, rows, lanes = shape
+    view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
+    # The gradients depend on the residual only through the activation.
+    differentiated = residual and activation is not None
+    return (
+        find_tile(view, itemsize, 1 + residual, device),
+        find_tile(view, itemsize, 2 + differentiated, device),
+    )
+
+
+def interpreted_device() -> Device | None:
+    """The GPU that Pallas plays on a CPU inside plgpu.force_gpu_interpret_mode, else None."""
+    from jax._src.config import pallas_tpu_interpret_mode_context_manager as mode
+
+    return None if mode.value is None else DEVICES["H100"]
+
+
+def run(
+    tile: Tile | NoTile,
+    kernel: Callable[..., Any],
+    plain: Callable[..., Any],
+    *arguments: Any,
+    implementation: Implementation | None,
+) -> Any:
+    """Computes a pass by the kernel, or by plain XLA where the choice is ours and there is no tile.
+
+    Args:
+      tile: of find_tiles.
+      kernel: takes the arguments and the tile.
+      plain: takes the arguments.
+      arguments: arrays.
+      implementation: None or a name, as in jaxnorm.instance_norm.
+    """
+    if implementation == "xla" or (implementation is None and isinstance(tile, NoTile)):
+        return plain(*arguments)
+    if isinstance(tile, NoTile):
+        raise ValueError(
+            f"implementation='pallas' cannot run here: {tile.reason}. Pass implementation=None, which takes the kernel "
+            "where it can, or 'xla'."
+        )
+    if implementation == "pallas":
+        return kernel(*arguments, tile=tile)
+    # What is traced for a GPU may be lowered for another platform all the same.
+    return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
+
+
+def _not_evaluated(activation: Activation | None) -> NoTile | None:
+    if activation is None:
+        return None
+    from jaxnorm.elementwise import first_uncovered
+
+    primitive = first_uncovered(activation)
+    if primitive is None:
+        return None
+    return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")

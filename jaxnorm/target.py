@@ -1,0 +1,39 @@
+"""Which GPU a computation is for, as far as can be told while it is traced."""
+
+import re
+from typing import Any
+
+import jax
+
+from jaxnorm.tiling import DEVICES, Device, shared_memory_of
+
+
+def target(x: jax.Array) -> Device | None:
+    """The CUDA GPU that will compute with x, or None where it is another device or not known.
+
+    In this order: the mesh of x, the device that x is on, JAX's default device. A mesh that is not there, as for
+    compiling ahead of time, only knows the product name of its devices.
+    """
+    abstract = jax.typeof(x).sharding.mesh.abstract_device
+    if abstract is not None:
+        return named(abstract.device_kind) if abstract.platform == "gpu" else None
+    if isinstance(x, jax.core.Tracer):
+        device = jax.config.jax_default_device or jax.devices()[0]
+        # The default device may be the name of a platform.
+        return facts(jax.devices(device)[0] if isinstance(device, str) else device)
+    return facts(next(iter(x.devices())))
+
+
+def facts(device: Any) -> Device | None:
+    """What tiling needs to know of a device of JAX; None for what is not a CUDA GPU."""
+    capability = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))
+    if device.platform != "gpu" or capability is None:
+        return None
+    version = (int(capability[1]), int(capability[2]))
+    return Device(version, device.core_count, shared_memory_of(version))
+
+
+def named(name: str) -> Device | None:
+    """The device of a product name such as "H100" or "NVIDIA H100 80GB HBM3", if it is a known one."""
+    matches = [known for known in DEVICES if re.search(rf"\b{re.escape(known)}\b", name, re.IGNORECASE)]
+    return DEVICES[max(matches, key=len)] if matches else None

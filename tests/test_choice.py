@@ -1,0 +1,94 @@
+"""Which implementation a call takes, and what is said where the named one cannot run."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxnorm
+from jaxnorm import choice, target
+from jaxnorm.tiling import DEVICES, NoTile, Tile
+
+VIEW = (8, 4096, 256)
+
+
+def tiles(**changes):
+    given = {"residual": False, "activation": None, "device": DEVICES["H100"]} | changes
+    return choice.find_tiles(given.pop("shape", VIEW), given.pop("dtype", "float32"), **given)
+
+
+def test_the_kernel_where_it_has_a_tile():
+    assert all(isinstance(tile, Tile) for tile in tiles())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": None}, "not for a CUDA GPU"),
+        ({"device": DEVICES["A100"]}, "compute capability 9.0"),
+        ({"dtype": "float64"}, "8 bytes"),
+        ({"shape": (8, 4096, 3)}, "multiple of 16 bytes"),
+        ({"activation": jax.scipy.special.gammaln}, "lgamma"),
+    ],
+    ids=["no GPU", "old GPU", "float64", "channels", "activation"],
+)
+def test_else_the_reason(changes, reason):
+    for tile in tiles(**changes):
+        assert isinstance(tile, NoTile)
+        assert reason in tile.reason
+
+
+def test_passes_decide_on_their_own():
+    forward, backward = tiles(shape=(1, 256 * 256, 64))
+    assert isinstance(forward, Tile)
+    assert isinstance(backward, NoTile)
+    assert "shared memory of 8 thread blocks" in backward.reason
+
+
+def test_a_residual_is_held_only_where_it_is_needed():
+    plain, with_residual = tiles()[1], tiles(residual=True)[1]
+    assert plain.arrays == with_residual.arrays == 2
+    assert tiles(residual=True, activation=jax.nn.relu)[1].arrays == 3
+
+
+def test_on_a_cpu_none_takes_xla_and_pallas_says_why_not():
+    x = jnp.ones((2, 8, 8, 32))
+    assert "mosaic" not in jax.jit(lambda x: jaxnorm.instance_norm(x, channel_axis=-1)).lower(x).as_text()
+    with pytest.raises(ValueError, match=r"needs a CUDA GPU, or a CPU inside force_gpu_interpret_mode.*'xla'"):
+        jaxnorm.instance_norm(x, channel_axis=-1, implementation="pallas")
+
+
+def test_importing_jaxnorm_does_not_import_mosaic(run_python):
+    run_python(
+        "import sys, jax, jaxnorm; jaxnorm.instance_norm(jax.numpy.ones((1, 2, 3))); "
+        "assert 'jax.experimental.pallas.mosaic_gpu' not in sys.modules, 'imported'"
+    )
+
+
+def test_importing_the_function_does_not_import_flax(run_python):
+    run_python("import sys; sys.modules['flax'] = None; import jaxnorm; jaxnorm.instance_norm")
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("H100", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 5090", "RTX 5090"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA L40S", "L40S"),
+        ("AMD Instinct MI300X", None),
+    ],
+)
+def test_devices_by_name(name, known):
+    assert target.named(name) == DEVICES.get(known)
+
+
+def test_facts_of_a_device():
+    h100 = types.SimpleNamespace(platform="gpu", compute_capability="9.0", core_count=132)
+    assert target.facts(h100) == DEVICES["H100"]
+    assert target.facts(types.SimpleNamespace(platform="gpu", compute_capability="gfx942", core_count=304)) is None
+    assert target.facts(types.SimpleNamespace(platform="cpu")) is None
+    assert target.target(jnp.ones(3)) is None
