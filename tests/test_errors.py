@@ -1,0 +1,477 @@
+"""A wrong argument raises an error that states the rule, what was seen and the remedy."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm
+from jaxnorm import instance_moments, instance_norm
+
+SHAPE = (2, 3, 4, 5)
+
+
+def raises(exception, *parts):
+    """The error, whose message contains the parts in this order."""
+    return pytest.raises(exception, match="(?s)" + ".*".join(map(re.escape, parts)))
+
+
+@pytest.fixture
+def x():
+    return jnp.arange(np.prod(SHAPE), dtype=jnp.float32).reshape(SHAPE)
+
+
+@pytest.fixture(params=[instance_norm, instance_moments], ids=lambda function: function.__name__)
+def function(request):
+    """Both public functions check what they share in the same way."""
+    return request.param
+
+
+# x
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_x_needs_a_spatial_axis(function, shape):
+    with raises(ValueError, "rank 3 or more, (N, C, *spatial)", f"got shape {shape}", "layer normalization"):
+        function(jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [1.0, [[[1.0]]], None, "x"], ids=repr)
+def test_x_must_be_an_array(function, value):
+    with raises(TypeError, "x must be an array", f"got {type(value).__name__}", "jnp.asarray"):
+        function(value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [(dtype, "x.astype(") for dtype in ("bool", "uint8", "int16", "int32", "float8_e4m3fn")]
+    + [("complex64", "x.real and x.imag")],
+)
+def test_x_must_be_a_supported_float(function, dtype, remedy):
+    x = jnp.zeros(SHAPE, dtype)
+    with raises(TypeError, "float16, bfloat16, float32, float64", f"got {dtype} of shape {SHAPE}", remedy):
+        function(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "spatial_axes", "sizes"),
+    [
+        ((2, 3, 0), 1, (2,), (0,)),
+        ((2, 3, 0, 5), 1, (2, 3), (0, 5)),
+        ((2, 4, 0, 3), -1, (1, 2), (4, 0)),
+        ((0, 3, 0), 1, (2,), (0,)),
+    ],
+)
+def test_an_instance_needs_a_position(function, shape, channel_axis, spatial_axes, sizes):
+    with raises(ValueError, "at least one spatial position", f"{shape}", f"{spatial_axes}", f"{sizes}", "Drop the"):
+        function(jnp.zeros(shape), channel_axis=channel_axis)
+
+
+@pytest.mark.parametrize("transformation", [lambda f: f, jax.jit, jax.vmap, jax.grad], ids=["", "jit", "vmap", "grad"])
+def test_errors_are_the_same_for_numpy_and_under_transformations(function, x, transformation):
+    call = transformation(functools.partial(function, channel_axis=0))
+    seen = SHAPE[1:] if transformation is jax.vmap else SHAPE
+    with raises(ValueError, "leading dimension", f"for x of shape {seen}"):
+        call(np.asarray(x))
+
+
+# channel_axis
+
+
+@pytest.mark.parametrize("axis", [0, -4, (0,), (0, 1), (1, -4)], ids=str)
+def test_channel_axis_is_not_the_batch_axis(function, x, axis):
+    with raises(ValueError, "cannot include the leading dimension", f"channel_axis={axis}", f"{SHAPE}", "x[None]"):
+        function(x, channel_axis=axis)
+
+
+@pytest.mark.parametrize("axis", [4, -5, (1, 4)], ids=str)
+def test_channel_axis_must_exist(function, x, axis):
+    with raises(ValueError, "must lie in [-4, 4)", f"channel_axis={axis}", f"{SHAPE}", "1 for (N, C, *spatial)"):
+        function(x, channel_axis=axis)
+
+
+@pytest.mark.parametrize(("axis", "means"), [((1, 1), (1, 1)), ((3, -1), (3, 3)), ((1, 2, -3), (1, 1, 2))], ids=str)
+def test_channel_axis_names_an_axis_once(function, x, axis, means):
+    with raises(ValueError, "must not name an axis twice", f"channel_axis={axis}", f"{SHAPE}", f"means axes {means}"):
+        function(x, channel_axis=axis)
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [1.0, "1", None, True, (1, "2"), (1.0,), jnp.asarray(1), np.asarray(1)],
+    ids=["float", "str", "None", "bool", "str in tuple", "float in tuple", "jax array", "numpy array"],
+)
+def test_channel_axis_must_be_an_integer(function, x, axis):
+    with raises(TypeError, "must be an integer or a tuple of integers", f"channel_axis={axis!r}", f"{SHAPE}"):
+        function(x, channel_axis=axis)
+
+
+def test_channel_axis_must_name_an_axis(function, x):
+    with raises(ValueError, "at least one axis", "channel_axis=()", f"{SHAPE}"):
+        function(x, channel_axis=())
+
+
+@pytest.mark.parametrize("axis", [(1, 2, 3), (-1, -2, -3)], ids=str)
+def test_channel_axis_leaves_a_spatial_axis(function, x, axis):
+    with raises(ValueError, "neither batch nor channel", "channel axes (1, 2, 3)", f"{SHAPE}", "Leave a spatial axis"):
+        function(x, channel_axis=axis)
+
+
+# gamma and beta
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 1), (3, 2), (1, 3), (1, 3, 1, 1), SHAPE], ids=str)
+def test_parameter_shape(x, name, shape):
+    with raises(
+        ValueError,
+        f"{name} must have shape (3,) (one per channel) or (2, 3) (one per sample and channel)",
+        f"for x of shape {SHAPE} with channel axes (1,): got {shape}.",
+    ) as error:
+        instance_norm(x, **{name: jnp.ones(shape)})
+    assert "would fit" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "fits"),
+    [((5,), 1, "3"), ((2, 5), 1, "3"), ((4,), 1, "2"), ((3,), -1, "1"), ((2, 3), -1, "1"), ((3,), (2, 3), "1")],
+)
+def test_parameter_shape_of_another_layout(x, name, shape, channel_axis, fits):
+    with raises(ValueError, f"got {shape}.", f"It would fit channel_axis={fits}: is x laid out as you think?"):
+        instance_norm(x, **{name: jnp.ones(shape)}, channel_axis=channel_axis)
+
+
+def test_parameter_shape_that_fits_two_other_axes():
+    with raises(ValueError, "got (8,).", "It would fit channel_axis=2 or 3:"):
+        instance_norm(jnp.zeros((2, 3, 8, 8)), gamma=jnp.ones(8))
+
+
+def test_parameter_shape_of_several_channel_axes(x):
+    # In the order in which the axes stand in x, however channel_axis names them.
+    with raises(ValueError, "must have shape (3, 5)", "or (2, 3, 5)", "channel axes (1, 3): got (5, 3)."):
+        instance_norm(x, gamma=jnp.ones((5, 3)), channel_axis=(-1, 1))
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+@pytest.mark.parametrize("dtype", ["bool", "int32", "complex64"])
+def test_parameter_must_be_floating_point(x, name, dtype):
+    with raises(TypeError, f"{name} must be floating point", f"got {dtype}", ".astype("):
+        instance_norm(x, **{name: jnp.ones(3, dtype)})
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+@pytest.mark.parametrize("value", [1.0, 1, [1.0, 1.0, 1.0], "ones"], ids=repr)
+def test_parameter_must_be_an_array(x, name, value):
+    with raises(TypeError, f"{name} must be None or an array", f"got {type(value).__name__}"):
+        instance_norm(x, **{name: value})
+
+
+# residual
+
+
+@pytest.mark.parametrize(
+    ("residual", "seen"),
+    [
+        (jnp.zeros((1, *SHAPE[1:])), "got (1, 3, 4, 5) float32"),
+        (jnp.zeros(SHAPE[1:]), "got (3, 4, 5) float32"),
+        (jnp.zeros(SHAPE, jnp.bfloat16), f"got {SHAPE} bfloat16"),
+        (jnp.zeros(SHAPE, jnp.int32), f"got {SHAPE} int32"),
+        (1.0, "got float"),
+        ([1.0], "got list"),
+    ],
+    ids=["shape", "rank", "bfloat16", "int32", "float", "list"],
+)
+def test_residual_must_be_like_x(x, residual, seen):
+    with raises(ValueError, f"shape and dtype of x, {SHAPE} float32", seen, "jnp.broadcast_to(residual, x.shape)"):
+        instance_norm(x, residual=residual)
+
+
+# eps
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("eps", [0, 0.0, -1e-5, float("nan"), float("inf"), -float("inf"), 1e-39, 1e-300], ids=str)
+def test_eps_must_be_positive_in_the_dtype_of_the_statistics(dtype, eps):
+    with raises(ValueError, "eps must be a finite number > 0", f"got {eps!r}", "float32", "1.18e-38", "1e-5 and 1e-6"):
+        instance_norm(jnp.zeros(SHAPE, dtype), eps=eps)
+
+
+def test_least_eps_depends_on_the_dtype():
+    with jax.enable_x64(True):
+        x = jnp.ones(SHAPE, jnp.float64)
+        assert jnp.array_equal(instance_norm(x, eps=1e-300), jnp.zeros_like(x))
+        with raises(ValueError, "got 1e-310", "float64", "2.23e-308"):
+            instance_norm(x, eps=1e-310)
+
+
+@pytest.mark.parametrize(
+    "eps", [True, "1e-5", None, 1e-5j, np.array(1e-5), jnp.float32(1e-5)], ids=lambda eps: type(eps).__name__
+)
+def test_eps_must_be_a_python_number(x, eps):
+    with raises(TypeError, "eps must be a Python number", "static under jit", f"got {type(eps).__name__}", "1e-5"):
+        instance_norm(x, eps=eps)
+
+
+def test_eps_cannot_be_traced(x):
+    with raises(TypeError, "eps must be a Python number", "static under jit", "Tracer", "not an array"):
+        jax.jit(lambda x, eps: instance_norm(x, eps=eps))(x, 1e-5)
+
+
+# where
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "uint8"])
+def test_where_must_be_bool(function, x, dtype):
+    with raises(TypeError, "where must be a bool array", f"got an array of {dtype}", "where=weights > 0"):
+        function(x, where=jnp.ones(SHAPE, dtype))
+
+
+@pytest.mark.parametrize("where", [[True], True, "mask"], ids=repr)
+def test_where_must_be_an_array(function, x, where):
+    with raises(TypeError, "where must be a bool array", f"got a Python {type(where).__name__}"):
+        function(x, where=where)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (3, 3, 4, 5), (2, 4), (1, *SHAPE), (2, *SHAPE)], ids=str)
+def test_where_must_be_broadcastable_to_x(function, x, shape):
+    with raises(ValueError, f"broadcastable to the shape of x, {SHAPE}", f"got {shape}", "the axes of x, or"):
+        function(x, where=jnp.ones(shape, bool))
+
+
+# activation
+
+
+@pytest.mark.parametrize("activation", ["relu", 0.01, jnp.ones(3)], ids=["str", "float", "array"])
+def test_activation_must_be_callable(x, activation):
+    with raises(TypeError, "None or an elementwise function", f"got {type(activation).__name__}", "jax.nn.relu"):
+        instance_norm(x, activation=activation)
+
+
+def slope_per_channel(z):
+    return jnp.where(z > 0, z, jnp.full((3, 1, 1), 0.1) * z)
+
+
+@pytest.mark.parametrize("implementation", [None, "xla", "reference"])
+@pytest.mark.parametrize(
+    ("activation", "seen"),
+    [
+        (jax.nn.softmax, "failed on a scalar of float32"),
+        (jax.nn.glu, "failed on a scalar of float32"),
+        (lambda: 0, "failed on a scalar of float32"),
+        (slope_per_channel, "turned a scalar of float32, shape (), into shape (3, 1, 1) and float32"),
+        (lambda z: z[..., None], "turned a scalar of float32, shape (), into shape (1,) and float32"),
+        (lambda z: z.astype(jnp.float16), "turned a scalar of float32, shape (), into shape () and float16"),
+        (lambda z: z > 0, "turned a scalar of float32, shape (), into shape () and bool"),
+        (lambda z: (z, z), "turned a scalar of float32, shape (), into 2 results"),
+        (lambda z: None, "turned a scalar of float32, shape (), into 0 results"),
+    ],
+    ids=["softmax", "glu", "no argument", "slope per channel", "rank", "float16", "bool", "two results", "no result"],
+)
+def test_activation_must_be_elementwise(x, activation, seen, implementation):
+    with raises(ValueError, "activation must be elementwise and keep shape and dtype", seen, "pply it after the norm"):
+        instance_norm(x, activation=activation, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("activation", [jnp.max, jnp.sum], ids=["max", "sum"])
+def test_activation_must_not_reduce(x, activation, implementation):
+    # On a scalar these do keep shape and dtype.
+    with raises(ValueError, "activation must be elementwise", "Apply it after the norm"):
+        instance_norm(x, activation=activation, implementation=implementation)
+
+
+def test_activation_keeps_its_own_error_as_the_cause(x):
+    def broken(z):
+        raise KeyError("my own mistake")
+
+    with raises(ValueError, "activation must be elementwise", "broken") as error:
+        instance_norm(x, activation=broken)
+    assert isinstance(error.value.__cause__, KeyError)
+
+
+def test_activation_that_cannot_be_hashed_is_named(x):
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, z):
+            return z
+
+    with raises(TypeError, "activation must be hashable", "Unhashable"):
+        instance_norm(x, activation=Unhashable(), implementation="xla")
+
+
+# implementation, axis_name
+
+
+@pytest.mark.parametrize("name", ["triton", "XLA", "", 1], ids=repr)
+def test_implementation_must_be_known(x, name):
+    with raises(ValueError, "None or one of 'pallas', 'xla', 'reference'", f"got {name!r}"):
+        instance_norm(x, implementation=name)
+
+
+@pytest.mark.skipif("jax.default_backend() != 'cpu'", reason="it may run here")
+def test_pallas_needs_a_gpu(x):
+    with raises(ValueError, "implementation='pallas' needs a CUDA GPU", "implementation=None or 'xla'"):
+        instance_norm(x, implementation="pallas")
+
+
+def scaled_by(slope):
+    return lambda z: slope * z
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"where": jnp.ones(SHAPE, bool)}, "where"),
+        ({"axis_name": "shards"}, "axis_name"),
+        ({"where": jnp.ones(SHAPE, bool), "axis_name": "shards"}, "where and axis_name"),
+    ],
+    ids=["where", "axis_name", "both"],
+)
+@pytest.mark.parametrize("name", ["xla", "pallas"])
+def test_named_implementation_insists(x, name, arguments, names):
+    with raises(ValueError, f"implementation='{name}' does not compute {names}.", "implementation=None or 'reference'"):
+        instance_norm(x, **arguments, implementation=name)
+
+
+def test_named_implementation_does_not_take_explicit_shards(x):
+    mesh = jax.make_mesh((1,), ("shards",), axis_types=(jax.sharding.AxisType.Explicit,))
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("shards")))
+    with raises(ValueError, "'xla' does not compute an x sharded over explicit mesh axes", "None or 'reference'"):
+        instance_norm(sharded, implementation="xla")
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [jax.jit, jax.grad, jax.vmap, lambda f: lambda slope: jax.jvp(f, (slope,), (slope,))],
+    ids=["jit", "grad", "vmap", "jvp"],
+)
+@pytest.mark.parametrize(
+    "activation",
+    [scaled_by, lambda slope: jax.jit(scaled_by(slope)), lambda slope: functools.partial(jax.nn.leaky_relu, slope)],
+    ids=["closure", "jitted closure", "partial"],
+)
+def test_xla_does_not_take_an_activation_that_closes_over_traced_values(x, activation, transformation):
+    def loss(slope):
+        return instance_norm(x, activation=activation(slope), implementation="xla").sum()
+
+    slope = jnp.ones(2) if transformation is jax.vmap else jnp.float32(1)
+    with raises(ValueError, "'xla' does not compute", "closes over traced values", "None or 'reference'"):
+        transformation(loss)(slope)
+
+
+def test_xla_takes_an_activation_that_closes_over_constants(x):
+    y = instance_norm(x, activation=scaled_by(jnp.float32(2)), implementation="xla")
+    assert jnp.array_equal(y, 2 * instance_norm(x, implementation="xla"))
+
+
+def test_axis_index_groups_need_axis_name(function, x):
+    with raises(ValueError, "axis_index_groups needs axis_name", "got [[0, 1]] without one"):
+        function(x, axis_index_groups=[[0, 1]])
+
+
+def test_axis_name_is_not_a_position(function, x):
+    # jax.lax.psum takes an integer as an axis of the array.
+    with raises(TypeError, "axis_name must be", "got 3"):
+        function(x, axis_name=3)
+
+
+def test_forward_mode_through_the_fused_implementation(x):
+    def jvp(implementation):
+        return jax.jvp(functools.partial(instance_norm, implementation=implementation), (x,), (jnp.sin(x),))
+
+    # The message is JAX's own.
+    for implementation in ("xla", None):
+        with raises(TypeError, "forward-mode", "custom_vjp"):
+            jvp(implementation)
+    _, tangent = jvp("reference")
+    assert jnp.isfinite(tangent).all()
+
+
+# The layers
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 4, 4), (2, 4, 4, 3)], ids=str)
+def test_layer_2d_needs_its_shape(shape):
+    layer = jaxnorm.InstanceNorm2D(num_maps=3)
+    with raises(ValueError, "shape (N, 3, H, W)", "num_maps=3", f"got {shape}", "use jaxnorm.InstanceNorm"):
+        layer.init(jax.random.key(0), jnp.zeros(shape))
+
+
+def test_layer_2d_does_not_convert_integers():
+    with raises(TypeError, "x must be one of", "got int32", "x.astype("):
+        jaxnorm.InstanceNorm2D(num_maps=3).init(jax.random.key(0), jnp.zeros(SHAPE, int))
+
+
+def test_layer_2d_checks_epsilon():
+    with raises(ValueError, "must be a finite number > 0", "got 0"):
+        jaxnorm.InstanceNorm2D(num_maps=3, epsilon=0).init(jax.random.key(0), jnp.zeros(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("fields", "inputs", "exception", "parts"),
+    [
+        ({"feature_axes": 0}, {}, ValueError, ["cannot include the leading dimension"]),
+        ({"feature_axes": 4}, {}, ValueError, ["must lie in [-4, 4)"]),
+        ({"feature_axes": (1, 2, 3)}, {}, ValueError, ["neither batch nor channel"]),
+        ({"feature_axes": 1.5}, {}, TypeError, ["must be an integer or a tuple of integers"]),
+        ({"feature_axes": "channels"}, {}, TypeError, ["must be an integer or a tuple of integers"]),
+        ({"epsilon": 0.0}, {}, ValueError, ["must be a finite number > 0", "got 0.0"]),
+        ({"implementation": "triton"}, {}, ValueError, ["got 'triton'"]),
+        ({"activation": "relu"}, {}, TypeError, ["activation must be", "'relu'"]),
+        ({"axis_index_groups": [[0]]}, {}, ValueError, ["axis_index_groups needs axis_name"]),
+        ({}, {"residual": jnp.zeros((1, 3, 4, 5))}, ValueError, ["residual must have the shape", "got (1, 3, 4, 5)"]),
+        ({}, {"mask": jnp.ones((2, 3, 4, 4))}, ValueError, ["must be broadcastable", "got (2, 3, 4, 4)"]),
+        ({"implementation": "xla"}, {"mask": jnp.ones(SHAPE)}, ValueError, ["does not compute"]),
+    ],
+    ids=[
+        "batch axis",
+        "missing axis",
+        "no spatial axis",
+        "float axis",
+        "str axis",
+        "epsilon",
+        "implementation",
+        "activation",
+        "axis_index_groups",
+        "residual",
+        "mask",
+        "mask and xla",
+    ],
+)
+def test_layer_errors(x, fields, inputs, exception, parts):
+    with raises(exception, *parts):
+        jaxnorm.InstanceNorm(**fields).init(jax.random.key(0), x, **inputs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "inputs", "name"),
+    [
+        ({"feature_axes": 0}, {}, "feature_axes"),
+        ({"epsilon": 0.0}, {}, "epsilon"),
+        ({}, {"mask": jnp.ones((2, 3, 4, 4))}, "mask"),
+    ],
+    ids=["feature_axes", "epsilon", "mask"],
+)
+def test_layer_errors_name_the_arguments_of_the_layer(x, fields, inputs, name):
+    with raises(ValueError, name):
+        jaxnorm.InstanceNorm(**fields).init(jax.random.key(0), x, **inputs)
+
+
+def test_layer_needs_real_input():
+    with raises(TypeError, "x must be one of", "got complex64"):
+        jaxnorm.InstanceNorm().init(jax.random.key(0), jnp.zeros(SHAPE, jnp.complex64))
+
+
+def test_layer_needs_a_spatial_axis():
+    with raises(ValueError, "rank 3 or more", "got shape (4, 5)"):
+        jaxnorm.InstanceNorm().init(jax.random.key(0), jnp.zeros((4, 5)))
+
+
+def test_unknown_attribute_of_the_package():
+    with raises(AttributeError, "module 'jaxnorm' has no attribute 'instancenorm'"):
+        _ = jaxnorm.instancenorm
