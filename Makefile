@@ -1,20 +1,29 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint accuracy
+.PHONY: help demo test test-fast lint accuracy traffic
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# A GPU, where there is one and JAX has it installed: make demo JAX_PLATFORMS=cuda
+export JAX_PLATFORMS ?= cpu
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 demo: .venv/demo ## train a stylisation network on two photographs, write stylize.png
 	$(BIN)/python examples/stylize.py
 
 # On the CPU, wherever it runs: the suite proves the same things everywhere.
-test: export JAX_PLATFORMS = cpu
+test test-fast: export JAX_PLATFORMS = cpu
+
 test: lint ## lint, types, tests and doctests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	$(PYTEST)
+
+test-fast: lint ## the same without the compiled and interpreted kernel, the demo and the U-Net
+	$(PYTEST) -m 'not slow'
 
 lint: .venv/test ## ruff and mypy
 	$(BIN)/ruff check .
@@ -23,6 +32,9 @@ lint: .venv/test ## ruff and mypy
 
 accuracy: .venv/demo ## print the error against float64 beside Flax's
 	$(BIN)/python benchmarks/accuracy.py
+
+traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's
+	$(BIN)/python benchmarks/traffic.py
 
 # One stamp per extra: installed again only when pyproject.toml changes.
 .venv/%: pyproject.toml | .venv/bin/python

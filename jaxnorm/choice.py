@@ -31,7 +31,7 @@ def find_tiles(
       device: the GPU, or None if there is none or it is not known.
     """
     if device is None:
-        nothing = NoTile("the computation is not for a CUDA GPU, or not for one that is known")
+        nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
     reason = _not_evaluated(activation)
     if reason is not None:

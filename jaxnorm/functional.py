@@ -7,7 +7,7 @@ import jax
 from jaxnorm import arguments, choice, derivatives, reference
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.layout import Layout
-from jaxnorm.target import target
+from jaxnorm.target import is_spread, target
 from jaxnorm.tiling import Device
 
 
@@ -54,7 +54,8 @@ def instance_norm(
       implementation: None chooses. "xla": one fused forward and backward in plain JAX, on any device. "reference":
         the plain formula, differentiable by JAX itself, so that jvp, jacfwd and hessian work too; the only one that
         computes where, axis_name, an activation that closes over traced values and an x sharded over explicit mesh
-        axes, and chosen then. "pallas": the GPU kernel, which is not there yet.
+        axes, and chosen then. "pallas": the fused GPU kernel, or an error with the reason why it cannot run here; None
+        takes it where it can run.
 
     Returns:
       y, with the shape and dtype of x. An empty batch gives an empty y, and a constant instance gives
@@ -62,7 +63,6 @@ def instance_norm(
 
     Raises:
       TypeError, ValueError: an argument breaks a rule above. The message states the rule, what was seen and the remedy.
-      NotImplementedError: implementation="pallas".
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxnorm
@@ -177,8 +177,8 @@ def _is_fused(implementation: Implementation | None, beyond_fused: list[str]) ->
 
 
 def _device(implementation: Implementation | None, x: jax.Array) -> Device | None:
-    """The GPU that the kernel would run on."""
-    if implementation == "xla":
+    """The GPU that the kernel would run on, if it may."""
+    if implementation == "xla" or (implementation is None and is_spread(x)):
         return None
     device = target(x)
     if implementation == "pallas" and device is None:

@@ -4,6 +4,7 @@ It serves what the fused implementations do not (where, axis_name, forward mode)
 differentiated by at second order.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -41,7 +42,9 @@ def moments(
         return values if axis_name is None else lax.psum(values, axis_name, axis_index_groups=axis_index_groups)
 
     x = x.astype(statistics_dtype(x.dtype))
-    count = total(jnp.ones_like(x)) if where is not None or axis_name is not None else _size(x, axes)
+    count = (
+        total(jnp.ones_like(x)) if where is not None or axis_name is not None else math.prod(x.shape[a] for a in axes)
+    )
     # y does not depend on the center in exact arithmetic, so neither do its derivatives.
     center = lax.stop_gradient(total(x) / count)
     deviation = x - center
@@ -101,10 +104,3 @@ def instance_norm(
 def statistics_dtype(dtype: Any) -> Any:
     """Statistics, saved values and parameter gradients are computed in at least float32."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
-
-
-def _size(x: jax.Array, axes: tuple[int, ...]) -> int:
-    size = 1
-    for axis in axes:
-        size *= x.shape[axis]
-    return size

@@ -24,6 +24,18 @@ def target(x: jax.Array) -> Device | None:
     return facts(next(iter(x.devices())))
 
 
+def is_spread(x: jax.Array) -> bool:
+    """Whether x may be spread over several devices by jit, which would gather it around a kernel.
+
+    Inside shard_map x is the part of one device. While plain jit traces, shardings cannot be seen: then several
+    devices count as spread.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not mesh.empty:
+        return mesh.size > 1 and not mesh.are_all_axes_manual
+    return jax.device_count() > 1 if isinstance(x, jax.core.Tracer) else len(x.devices()) > 1
+
+
 def facts(device: Any) -> Device | None:
     """What tiling needs to know of a device of JAX; None for what is not a CUDA GPU."""
     capability = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))

@@ -25,7 +25,7 @@ def test_the_kernel_where_it_has_a_tile():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"device": None}, "not for a CUDA GPU"),
+        ({"device": None}, "not for one CUDA GPU"),
         ({"device": DEVICES["A100"]}, "compute capability 9.0"),
         ({"dtype": "float64"}, "8 bytes"),
         ({"shape": (8, 4096, 3)}, "multiple of 16 bytes"),
@@ -92,3 +92,28 @@ def test_facts_of_a_device():
     assert target.facts(types.SimpleNamespace(platform="gpu", compute_capability="gfx942", core_count=304)) is None
     assert target.facts(types.SimpleNamespace(platform="cpu")) is None
     assert target.target(jnp.ones(3)) is None
+
+
+SPREAD = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxnorm.target import is_spread
+
+seen = {}
+note = lambda name: lambda x: (seen.__setitem__(name, is_spread(x)), x)[1]
+mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
+x = jnp.ones((4, 4))
+seen["one device"] = is_spread(x)
+seen["two devices"] = is_spread(jax.device_put(x, NamedSharding(mesh, P("i"))))
+jax.jit(note("jit"))(x)
+jax.jit(jax.shard_map(note("shard_map"), mesh=mesh, in_specs=P("i"), out_specs=P("i")))(x)
+print(seen)
+"""
+
+
+def test_what_may_be_spread_over_devices(run_python):
+    assert run_python(SPREAD).strip() == str(
+        {"one device": False, "two devices": True, "jit": True, "shard_map": False}
+    )

@@ -26,7 +26,7 @@ def test_explain_says_why_not():
     explanation = jaxnorm.explain(jnp.ones((2, 3, 8, 8)))
     assert explanation.forward.implementation == explanation.backward.implementation == "xla"
     assert isinstance(explanation.forward.tile, NoTile)
-    assert "not for a CUDA GPU" in str(explanation)
+    assert "not for one CUDA GPU" in str(explanation)
 
 
 def test_explain_command(capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tolerance
-from networks import UNet, dice, ellipses, segmentation_loss
+from unet import UNet, dice, ellipses, segmentation_loss
 
 # Small, so that a processor trains it in seconds; three levels all the same.
 FEATURES = (4, 8, 16)
