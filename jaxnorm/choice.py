@@ -33,7 +33,7 @@ def find_tiles(
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
-    reason = _not_evaluated(activation)
+    reason = _no_mosaic() or _not_evaluated(activation)
     if reason is not None:
         return reason, reason
     batch, rows, lanes = shape
@@ -80,6 +80,15 @@ def run(
         return kernel(*arguments, tile=tile)
     # What is traced for a GPU may be lowered for another platform all the same.
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
+
+
+def _no_mosaic() -> NoTile | None:
+    # Asked only where a GPU is there: Mosaic GPU takes a while to import.
+    try:
+        from jaxnorm import pallas_kernel  # noqa: F401
+    except ImportError as error:
+        return NoTile(f"this JAX has no Mosaic GPU ({error})")
+    return None
 
 
 def _not_evaluated(activation: Activation | None) -> NoTile | None:

@@ -52,6 +52,16 @@ def test_a_residual_is_held_only_where_it_is_needed():
     assert tiles(residual=True, activation=jax.nn.relu)[1].arrays == 3
 
 
+def test_a_jax_without_mosaic_still_has_xla(run_python):
+    run_python(
+        "import sys; sys.modules['jax.experimental.pallas.mosaic_gpu'] = None\n"
+        "from jaxnorm import choice, tiling\n"
+        "given = dict(residual=False, activation=None, device=tiling.DEVICES['H100'])\n"
+        "forward, backward = choice.find_tiles((8, 4096, 256), 'float32', **given)\n"
+        "assert 'no Mosaic GPU' in forward.reason and forward == backward, forward"
+    )
+
+
 def test_on_a_cpu_none_takes_xla_and_pallas_says_why_not():
     x = jnp.ones((2, 8, 8, 32))
     assert "mosaic" not in jax.jit(lambda x: jaxnorm.instance_norm(x, channel_axis=-1)).lower(x).as_text()

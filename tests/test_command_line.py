@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnorm
-from jaxnorm import selfcheck
+from jaxnorm import selfcheck, stopwatch
 from jaxnorm.__main__ import main
 from jaxnorm.tiling import NoTile
 
@@ -90,3 +90,16 @@ def test_selfcheck_fails_on_a_wrong_number(capsys, monkeypatch):
     monkeypatch.setattr(selfcheck, "instance_norm", lambda *given, **options: right(*given, **options) * 1.0001)
     assert main(["selfcheck"]) == 1
     assert "1 wrong" in capsys.readouterr().out
+
+
+def test_stopwatch():
+    """Its plumbing, on whatever device there is: a row per pass and contender, in turns."""
+    rows = stopwatch.compare([("tiny", (1, 4, 4, 8), -1, "float32")])
+    contenders = ["jaxnorm", "jaxnorm, xla", "flax"]
+    assert [(row["pass"], row["contender"]) for row in rows] == [
+        (p, c) for p in ("forward", "step") for c in contenders
+    ]
+    for row in rows:
+        size = 4 * 4 * 8 * 4
+        assert row["bytes per second"] == pytest.approx({"forward": 2, "step": 5}[row["pass"]] * size / row["seconds"])
+        assert row["share of copy"] > 0

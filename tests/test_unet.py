@@ -11,6 +11,8 @@ import pytest
 import tolerance
 from unet import UNet, dice, ellipses, segmentation_loss
 
+pytestmark = pytest.mark.slow
+
 # Small, so that a processor trains it in seconds; three levels all the same.
 FEATURES = (4, 8, 16)
 SHAPES = {"2D": (32, 32), "3D": (16, 16, 16)}
