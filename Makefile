@@ -14,7 +14,7 @@ export JAX_PLATFORMS ?= cpu
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 demo: .venv/demo ## train a stylisation network on two photographs, write stylize.png
-	$(BIN)/python examples/stylize.py
+	$(BIN)/python examples/stylize.py $(ARGS)
 
 # On the CPU, wherever it runs: the suite proves the same things everywhere.
 test test-fast: export JAX_PLATFORMS = cpu
