@@ -111,8 +111,10 @@ def backward(
 
     xhat, dz = before_the_affine(statistics)
     dbeta, dgamma = _sum_rows((dz, dz * xhat))
-    # Computed again for the second pass: what two passes share XLA may write to memory, such as the mask of a relu.
-    xhat, dz = before_the_affine(lax.optimization_barrier(statistics))
+    # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
+    # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
+    statistics, dbeta, dgamma = lax.optimization_barrier((statistics, dbeta, dgamma))
+    xhat, dz = before_the_affine(statistics)
     dx = (gamma * statistics.rstd) * (dz - (dbeta + xhat * dgamma) / x.shape[1])
     dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, dresidual)
