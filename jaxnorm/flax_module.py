@@ -76,6 +76,9 @@ class InstanceNorm(nn.Module):
 
         Returns:
           An array of the shape of x.
+
+        Raises:
+          TypeError, ValueError: as jaxnorm.instance_norm, in the words of this layer.
         """
         x = jnp.asarray(x)
         axes = arguments.check_channel_axes(x.shape, _without_repeats(self.feature_axes, x.ndim), "feature_axes")

@@ -5,7 +5,7 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
-from accuracy import check, draw
+from checked_call import check, draw
 
 import jaxnorm
 

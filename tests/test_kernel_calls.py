@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
-from accuracy import check, draw
+from checked_call import check, draw
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
