@@ -11,7 +11,7 @@ help: ## list the targets
 
 # A GPU, where there is one and JAX has it installed: make demo JAX_PLATFORMS=cuda
 export JAX_PLATFORMS ?= cpu
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 demo: .venv/demo ## train a stylisation network on two photographs, write stylize.png
 	$(BIN)/python examples/stylize.py $(ARGS)
