@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import jaxnorm
 
+pytestmark = pytest.mark.slow
+
 IMPLEMENTATIONS = ["xla", "reference"]
 
 
