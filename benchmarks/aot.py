@@ -4,12 +4,14 @@ One architecture per process: the compiler refuses a second, newer one.
 """
 
 import contextlib
+import math
 import os
 import re
 import tempfile
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -60,18 +62,29 @@ def _target_config(gpu: Gpu) -> str:
 
 
 class Compiler:
-    """Compiles functions for one GPU of that name."""
+    """Compiles functions for one GPU of that name, or for a mesh of such GPUs in one machine.
 
-    def __init__(self, name):
+    Args:
+      name: a key of GPUS.
+      axes: {name: size} of the mesh.
+      axis_type: of all axes.
+    """
+
+    def __init__(self, name, axes=None, axis_type=AxisType.Explicit):
+        axes = axes or {"device": 1}
         topology = topologies.get_topology_desc(
-            platform="cuda", topology="1x1x1", target_config=_target_config(GPUS[name])
+            platform="cuda", topology=f"1x1x{math.prod(axes.values())}", target_config=_target_config(GPUS[name])
         )
         self.device = topology.devices[0]
-        self.mesh = jax.sharding.Mesh(topology.devices, ("device",), axis_types=(AxisType.Explicit,))
+        devices = np.array(topology.devices).reshape(tuple(axes.values()))
+        self.mesh = jax.sharding.Mesh(devices, tuple(axes), axis_types=(axis_type,) * len(axes))
+
+    def array(self, shape, dtype, *spec):
+        """An argument of that shape, divided over the mesh by the partition spec."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec(*spec)))
 
     def lower(self, function, *arguments):
-        sharding = NamedSharding(self.mesh, PartitionSpec())
-        arguments = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
+        arguments = jax.tree.map(lambda a: a if a.sharding else self.array(a.shape, a.dtype), arguments)
         # The default device is what tells Mosaic GPU the architecture.
         with jax.default_device(self.device), jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))

@@ -64,6 +64,14 @@ def kernel_calls(text, name):
     return sum("mosaic_gpu" in o.line and f"/{name}/" in o.line for o in operations(text) if o.opcode == "custom-call")
 
 
+def collectives(text):
+    """(opcode, bytes of its result) of everything that travels between devices."""
+    pattern = (
+        r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(-start)?\("
+    )
+    return [(opcode, _bytes(kind)) for kind, opcode, _ in re.findall(pattern, text)]
+
+
 def others(text, unit, share=0.05):
     """Operations beside Mosaic kernels that move more than that share of x."""
     return [o.name for o in operations(text) if "mosaic_gpu" not in o.line and o.moved > share * unit]

@@ -162,6 +162,13 @@ def check_where(where: Any, shape: tuple[int, ...], name: str = "where") -> Any:
     return jnp.asarray(where)
 
 
+def as_names(axis_name: AxisName | None) -> tuple[str, ...]:
+    """None, a name or several as a tuple."""
+    if axis_name is None:
+        return ()
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
 def check_axis_name(axis_name: Any, axis_index_groups: Any) -> None:
     """Names, not positions: JAX would take a number for an axis of the array."""
     names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)

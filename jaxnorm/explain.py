@@ -107,7 +107,7 @@ def explain(
     channel_axes = arguments.check_channel_axes(shape, channel_axis)
     arguments.check_spatial(shape, channel_axes)
     arguments.check_activation(activation, reference.statistics_dtype(dtype))
-    view = jax.eval_shape(Layout(shape, channel_axes).to_view, jax.ShapeDtypeStruct(shape, dtype)).shape
+    view = Layout(shape, channel_axes).view_shape
     gpu = _device(device)
     tiles = choice.find_tiles(view, dtype, residual=residual, activation=activation, device=gpu)
     size = math.prod(shape) * dtype.itemsize

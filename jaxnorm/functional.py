@@ -1,13 +1,15 @@
 """The public functions: check the arguments, choose an implementation."""
 
+import dataclasses
 from typing import Any
 
 import jax
 
-from jaxnorm import arguments, choice, derivatives, reference
+from jaxnorm import arguments, choice, derivatives, partitioning, reference
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.layout import Layout
-from jaxnorm.target import is_spread, target
+from jaxnorm.passes import Call
+from jaxnorm.target import is_explicit, is_manual, is_partly_manual, is_split_by_jit, target
 from jaxnorm.tiling import Device
 
 
@@ -91,22 +93,13 @@ def instance_norm(
 
     needs = {
         "where": where is not None,
-        "axis_name": axis_name is not None,
+        f"axis_name={axis_name!r} outside shard_map": not is_manual(x, axis_name),
+        "axis_index_groups": axis_index_groups is not None,
         "an activation that closes over traced values": captures,
-        "an x sharded over explicit mesh axes": any(part is not None for part in jax.typeof(x).sharding.spec),
     }
     if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
-        return derivatives.instance_norm(
-            x,
-            gamma,
-            beta,
-            residual,
-            layout=layout,
-            eps=eps,
-            activation=activation,
-            implementation=implementation,
-            device=_device(implementation, x),
-        )
+        call = Call(channel_axes, eps, activation, residual is not None, axis_name, implementation)
+        return _fused(call, x, gamma, beta, residual)
     return reference.instance_norm(
         x,
         None if gamma is None else layout.expand(gamma),
@@ -176,16 +169,33 @@ def _is_fused(implementation: Implementation | None, beyond_fused: list[str]) ->
     return not beyond_fused and implementation != "reference"
 
 
-def _device(implementation: Implementation | None, x: jax.Array) -> Device | None:
-    """The GPU that the kernel would run on, if it may."""
-    if implementation == "xla" or (implementation is None and is_spread(x)):
-        return None
-    device = target(x)
-    if implementation == "pallas" and device is None:
+def _fused(
+    call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None, residual: jax.Array | None
+) -> jax.Array:
+    """instance_norm by a fused implementation, wherever x lies."""
+    if is_explicit(x):
+        y: jax.Array = partitioning.over_explicit_axes(_fused, call, x, gamma, beta, residual)
+        return y
+    is_whole = call.axis_name is None and not is_partly_manual(x)
+    call = dataclasses.replace(call, device=target(x) if is_whole else None, split_by_jit=is_split_by_jit(x))
+    if call.implementation == "pallas" and call.device is None:
+        call = dataclasses.replace(call, device=_interpreted_device(call, x), split_by_jit=False)
+    return derivatives.instance_norm(call, x, gamma, beta, residual)
+
+
+def _interpreted_device(call: Call, x: jax.Array) -> Device:
+    """The GPU that is played on a CPU, for a kernel that must run and has no GPU."""
+    if call.axis_name is not None:
+        reason = f"normalizes instances that lie on one device whole: these are spread over {call.axis_name!r}"
+    elif is_partly_manual(x):
+        mesh = jax.typeof(x).sharding.mesh
+        reason = f"cannot be divided by jit inside shard_map: only {mesh.manual_axes} of {mesh.axis_names} are manual"
+    else:
         device = choice.interpreted_device()
-        if device is None:
-            raise ValueError(
-                "implementation='pallas' needs a CUDA GPU, or a CPU inside force_gpu_interpret_mode of "
-                "jax.experimental.pallas.mosaic_gpu: the computation is for neither. Pass implementation=None or 'xla'."
-            )
-    return device
+        if device is not None:
+            return device
+        reason = (
+            "needs a CUDA GPU, or a CPU inside force_gpu_interpret_mode of jax.experimental.pallas.mosaic_gpu: the "
+            "computation is for neither"
+        )
+    raise ValueError(f"implementation='pallas' {reason}. Pass implementation=None or 'xla'.")

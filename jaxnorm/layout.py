@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -9,44 +10,65 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where the channels of an array stand; axis 0 is the batch, all other axes are spatial.
+    """Where the channels of an array stand; the first axis is the batch, all other axes are spatial.
 
     Per-instance values (gamma, beta, the statistics) have shape (N, *channels) beside the array and (B, 1, K) beside
-    its view.
+    its view. Each vmap around a call puts one more batch axis in front: N is then several axes.
 
     Attributes:
       shape: of the array.
       channel_axes: sorted and non-negative.
+      batch_axes: how many of the first axes are batch.
     """
 
     shape: tuple[int, ...]
     channel_axes: tuple[int, ...]
+    batch_axes: int = 1
 
     @property
     def spatial_axes(self) -> tuple[int, ...]:
-        return tuple(axis for axis in range(1, len(self.shape)) if axis not in self.channel_axes)
+        return tuple(axis for axis in range(self.batch_axes, len(self.shape)) if axis not in self.channel_axes)
+
+    @property
+    def instance_axes(self) -> tuple[int, ...]:
+        """The axes of the array that a per-instance value has."""
+        return (*range(self.batch_axes), *self.channel_axes)
 
     @property
     def instances(self) -> tuple[int, ...]:
         """(N, *channels)."""
-        return tuple(self.shape[axis] for axis in (0, *self.channel_axes))
+        return tuple(self.shape[axis] for axis in self.instance_axes)
 
     @property
     def channels_last(self) -> bool:
         """Whether the channels are the lanes K of the view; else each channel of each sample is a B of its own."""
         return self.channel_axes[-1] == len(self.shape) - 1
 
+    @property
+    def view_shape(self) -> tuple[int, int, int]:
+        """(B, R, K)."""
+
+        def size(axes: Iterable[int]) -> int:
+            return math.prod(self.shape[axis] for axis in axes)
+
+        batch, channels = size(range(self.batch_axes)), size(self.channel_axes)
+        batch, lanes = (batch, channels) if self.channels_last else (batch * channels, 1)
+        return batch, size(self.spatial_axes), lanes
+
+    @property
+    def view_axes(self) -> tuple[int, ...]:
+        """The axes of the view along which the positions of an instance lie."""
+        return (1,)
+
     def expand(self, value: jax.Array) -> jax.Array:
         """(*channels) or (N, *channels) to a shape that broadcasts against the array."""
         if value.ndim == len(self.channel_axes):
-            value = value[None]
+            value = jnp.expand_dims(value, tuple(range(self.batch_axes)))
         return jnp.expand_dims(value, self.spatial_axes)
 
     def to_view(self, x: jax.Array) -> jax.Array:
         """The array as (B, R, K): no copy where the channels stand last or directly after the batch."""
-        rows = math.prod(self.shape[axis] for axis in self.spatial_axes)
-        batch, lanes = self._batch_and_lanes
-        return x.transpose(self._order).reshape(batch, rows, lanes)
+        return x.transpose(self._order).reshape(self.view_shape)
 
     def from_view(self, view: jax.Array) -> jax.Array:
         """The inverse of to_view."""
@@ -56,7 +78,7 @@ class Layout:
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:
         """(N, *channels) to (B, 1, K)."""
-        batch, lanes = self._batch_and_lanes
+        batch, _, lanes = self.view_shape
         return value.reshape(batch, 1, lanes)
 
     def instances_from_view(self, value: jax.Array) -> jax.Array:
@@ -65,11 +87,30 @@ class Layout:
 
     @property
     def _order(self) -> tuple[int, ...]:
+        batch = tuple(range(self.batch_axes))
         if self.channels_last:
-            return (0, *self.spatial_axes, *self.channel_axes)
-        return (0, *self.channel_axes, *self.spatial_axes)
+            return (*batch, *self.spatial_axes, *self.channel_axes)
+        return (*batch, *self.channel_axes, *self.spatial_axes)
+
+
+class UnmergedLayout(Layout):
+    """The array is its own view, for arrays that jit may have split: merging two axes would move them between devices.
+
+    Per-instance values have size 1 on the spatial axes.
+    """
 
     @property
-    def _batch_and_lanes(self) -> tuple[int, int]:
-        batch, *channels = self.instances
-        return (batch, math.prod(channels)) if self.channels_last else (batch * math.prod(channels), 1)
+    def view_axes(self) -> tuple[int, ...]:
+        return self.spatial_axes
+
+    def to_view(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def from_view(self, view: jax.Array) -> jax.Array:
+        return view
+
+    def instances_to_view(self, value: jax.Array) -> jax.Array:
+        return self.expand(value)
+
+    def instances_from_view(self, value: jax.Array) -> jax.Array:
+        return value.squeeze(self.spatial_axes)

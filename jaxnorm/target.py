@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jaxnorm.arguments import AxisName, as_names
 from jaxnorm.tiling import DEVICES, Device, shared_memory_of
 
 
@@ -24,16 +25,34 @@ def target(x: jax.Array) -> Device | None:
     return facts(next(iter(x.devices())))
 
 
-def is_spread(x: jax.Array) -> bool:
-    """Whether x may be spread over several devices by jit, which would gather it around a kernel.
+def is_split_by_jit(x: jax.Array) -> bool:
+    """Whether jit may split x over several devices.
 
     Inside shard_map x is the part of one device. While plain jit traces, shardings cannot be seen: then several
-    devices count as spread.
+    devices count as a yes.
     """
     mesh = jax.typeof(x).sharding.mesh
     if not mesh.empty:
         return mesh.size > 1 and not mesh.are_all_axes_manual
     return jax.device_count() > 1 if isinstance(x, jax.core.Tracer) else len(x.devices()) > 1
+
+
+def is_explicit(x: jax.Array) -> bool:
+    """Whether the type of x says how it is split over the devices of a mesh, or over some of its axes."""
+    sharding = jax.typeof(x).sharding
+    is_split = sharding.mesh.size > 1 or any(part is not None for part in sharding.spec)
+    return bool(sharding.mesh.explicit_axes) and is_split
+
+
+def is_partly_manual(x: jax.Array) -> bool:
+    """Whether x is inside shard_map over some axes of a mesh, and jit may split it over the others."""
+    mesh = jax.typeof(x).sharding.mesh
+    return bool(mesh.manual_axes) and not mesh.are_all_axes_manual
+
+
+def is_manual(x: jax.Array, axis_name: AxisName | None) -> bool:
+    """Whether x is inside shard_map over the named axes, all of them."""
+    return set(as_names(axis_name)) <= set(jax.typeof(x).sharding.mesh.manual_axes)
 
 
 def facts(device: Any) -> Device | None:

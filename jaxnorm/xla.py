@@ -6,15 +6,21 @@ Works on the canonical view (B, R, K), with one instance per (b, k):
     channels-first (N, C, *spatial): B = N * C, R = spatial positions, K = 1
 
 Per-instance values (gamma, beta, the statistics) are (B, 1, K), in the dtype of the statistics.
+
+The positions of an instance may be spread over devices in two ways. Over a mapped axis (axis_name), every device works
+on its own view, and only sums of size (B, 1, K) travel. By jit over a mesh nobody knows here which axes are split:
+then the arrays stay N-d (Positions.split_by_jit), and are neither merged nor sliced along an axis, which would move
+them between devices; XLA adds the same small sums.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.arguments import Activation
+from jaxnorm.arguments import Activation, AxisName
 
 # The share of an instance whose mean serves as the provisional center. A smaller share reads less and cancels more.
 _CENTER_SHARE = 16
@@ -22,6 +28,32 @@ _CENTER_SHARE = 16
 # feeds it; from 128 rows it splits the reduction itself and writes x-sized temporaries first. Fewer rows cost
 # more partial sums. Beyond 256 lanes it fuses no more than 32 rows of a half-precision backward pass.
 _CHUNK, _CHUNK_OF_WIDE_ROWS, _WIDE = 64, 32, 256
+
+
+class Positions(NamedTuple):
+    """Where the positions of an instance are.
+
+    Attributes:
+      axes: of the arrays, (1,) for a view; per-instance values have size 1 there.
+      axis_name: None, or the mapped axis over which the positions are spread besides, in equal shares.
+      split_by_jit: whether the arrays are N-d because jit may split them along any axis.
+    """
+
+    axes: tuple[int, ...]
+    axis_name: AxisName | None
+    split_by_jit: bool
+
+    def count(self, x: jax.Array) -> int:
+        return math.prod(x.shape[axis] for axis in self.axes) * self.devices
+
+    @property
+    def devices(self) -> int:
+        """That share an instance over the mapped axis."""
+        return 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+
+    def add_up[Values: (jax.Array, tuple[jax.Array, ...])](self, values: Values) -> Values:
+        """Over the mapped axis."""
+        return values if self.axis_name is None else lax.psum(values, self.axis_name)
 
 
 class Statistics(NamedTuple):
@@ -49,6 +81,7 @@ def forward(
     *,
     eps: float,
     activation: Activation | None,
+    positions: Positions,
 ) -> tuple[jax.Array, Statistics]:
     """Normalizes, scales, shifts, adds the residual and applies the activation.
 
@@ -58,11 +91,12 @@ def forward(
       residual: None or like x.
       eps: added to the variance.
       activation: None or an elementwise function.
+      positions: those of an instance.
 
     Returns:
       y like x, and the statistics.
     """
-    statistics = _statistics(x, gamma.dtype, eps)
+    statistics = _statistics(x, gamma.dtype, eps, positions)
     z = _normalized(x, statistics) * gamma + beta
     if residual is not None:
         z = z + residual.astype(z.dtype)
@@ -80,6 +114,7 @@ def backward(
     dy: jax.Array,
     *,
     activation: Activation | None,
+    positions: Positions,
 ) -> Gradients:
     """The gradients of forward, for the cotangent dy of y.
 
@@ -92,10 +127,11 @@ def backward(
       statistics: of forward.
       residual: as in forward where the activation needs it, else None.
       dy: like x.
-      activation: as in forward.
+      activation, positions: as in forward.
 
     Returns:
-      Gradients, x-sized ones in the dtype of x, per-instance ones in the dtype of the statistics.
+      Gradients, x-sized ones in the dtype of x, per-instance ones in the dtype of the statistics. Over a mapped axis
+      dgamma and dbeta are the terms of this device: their sum over the axis is left to the transpose of gamma and beta.
     """
 
     def before_the_affine(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
@@ -110,12 +146,13 @@ def backward(
         return xhat, dz
 
     xhat, dz = before_the_affine(statistics)
-    dbeta, dgamma = _sum_rows((dz, dz * xhat))
+    dbeta, dgamma = _sum((dz, dz * xhat), positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
     # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
     statistics, dbeta, dgamma = lax.optimization_barrier((statistics, dbeta, dgamma))
     xhat, dz = before_the_affine(statistics)
-    dx = (gamma * statistics.rstd) * (dz - (dbeta + xhat * dgamma) / x.shape[1])
+    sum_dz, sum_dz_xhat = positions.add_up((dbeta, dgamma))
+    dx = (gamma * statistics.rstd) * (dz - (sum_dz + xhat * sum_dz_xhat) / positions.count(x))
     dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, dresidual)
 
@@ -125,58 +162,69 @@ def _normalized(x: jax.Array, statistics: Statistics) -> jax.Array:
     return ((x.astype(statistics.center.dtype) - statistics.center) - statistics.delta) * statistics.rstd
 
 
-def _statistics(x: jax.Array, dtype: jax.typing.DTypeLike, eps: float) -> Statistics:
+def _statistics(x: jax.Array, dtype: jax.typing.DTypeLike, eps: float, positions: Positions) -> Statistics:
     """Mean and variance from one pass around a provisional center."""
-    rows = x.shape[1]
+    count = positions.count(x)
     # Materialized, so that the pass below reads it and does not compute it again.
-    center = lax.optimization_barrier(_provisional_center(x, dtype))
+    center = lax.optimization_barrier(_provisional_center(x, dtype, positions))
     deviation = x.astype(dtype) - center
-    total, squares = _sum_rows((deviation, jnp.square(deviation)))
-    delta = total / rows
-    variance = jnp.maximum(squares / rows - jnp.square(delta), 0)
+    total, squares = positions.add_up(_sum((deviation, jnp.square(deviation)), positions))
+    delta = total / count
+    variance = jnp.maximum(squares / count - jnp.square(delta), 0)
     return Statistics(center, delta, lax.rsqrt(variance + eps))
 
 
-def _provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def _provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Positions) -> jax.Array:
     """A number near the mean: the mean of the first rows.
 
     The variance is then mean(d^2) - mean(d)^2 with d = x - center, and what cancels is mean(d)^2. The mean of any
     subset that holds a share f of the instance obeys (center - mean)^2 <= variance / f (Cauchy-Schwarz on the
     subset's indicator), whatever the data. So mean(d^2) <= (1 + 1/f) variance, and the rounding error of the
-    variance grows by at most 1 + 1/f: 17 for f = 1/16, about 1e-6 relative in float32.
+    variance grows by at most 1 + 1/f: 17 for f = 1/16, about 1e-6 relative in float32. The first rows of every device
+    are such a subset too. Where jit may split the rows, it is all of them.
     """
-    count = -(-x.shape[1] // _CENTER_SHARE)
-    # Around the first row: a sum of the plain values would round by more than the spread at a large offset.
-    first = x[:, :1].astype(dtype)
-    (total,) = _sum_rows((x[:, :count].astype(dtype) - first,))
-    return first + total / count
+    share = 1 if positions.split_by_jit else _CENTER_SHARE
+    first_axis = positions.axes[0]
+    rows = lax.slice_in_dim(x, 0, -(-x.shape[first_axis] // share), axis=first_axis)
+    # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
+    first = x
+    for axis in positions.axes:
+        first = lax.slice_in_dim(first, 0, 1, axis=axis)
+    first = first.astype(dtype)
+    (total,) = _sum((rows.astype(dtype) - first,), positions)
+    center = first + total / math.prod(rows.shape[axis] for axis in positions.axes)
+    return positions.add_up(center / positions.devices)
 
 
-def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """The sums of (B, R, K) arrays over R, each (B, 1, K), in the form that the platform compiles best."""
-    sums: tuple[jax.Array, ...] = lax.platform_dependent(
-        values, cuda=_sum_rows_chunked, rocm=_sum_rows_chunked, default=_sum_rows_plain
-    )
+def _sum(values: tuple[jax.Array, ...], positions: Positions) -> tuple[jax.Array, ...]:
+    """The sums over the positions of this device, the axes kept at size 1, in the form the platform compiles best."""
+
+    def plain(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(jnp.sum(value, axis=positions.axes, keepdims=True) for value in values)
+
+    if positions.split_by_jit:
+        return plain(values)
+    sums: tuple[jax.Array, ...] = lax.platform_dependent(values, cuda=_sum_chunks, rocm=_sum_chunks, default=plain)
     return sums
 
 
-def _sum_rows_plain(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return tuple(jnp.sum(value, axis=1, keepdims=True) for value in values)
-
-
-def _sum_rows_chunked(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Chunks of rows first, all sums in one reduction, then the partial sums.
+def _sum_chunks(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Of views: chunks of rows first, all sums in one reduction, then the partial sums.
 
     Reduced in one step, a channels-last array makes XLA for GPU write x-sized float32 temporaries. The barrier keeps
     the two steps from being merged again.
     """
-    batch, rows, lanes = values[0].shape
+    partial = lax.optimization_barrier(_sum_together(tuple(map(_chunked, values)), axis=2))
+    return tuple(value[:, None] for value in _sum_together(partial, axis=1))
+
+
+def _chunked(value: jax.Array) -> jax.Array:
+    """(B, R, K) to (B, chunks, chunk, K), filled up with zeros."""
+    batch, rows, lanes = value.shape
     chunk = _CHUNK if lanes <= _WIDE else _CHUNK_OF_WIDE_ROWS
     chunks = -(-rows // chunk)
     padding = ((0, 0), (0, chunks * chunk - rows), (0, 0))
-    chunked = tuple(jnp.pad(value, padding).reshape(batch, chunks, chunk, lanes) for value in values)
-    partial = lax.optimization_barrier(_sum_together(chunked, axis=2))
-    return tuple(value[:, None] for value in _sum_together(partial, axis=1))
+    return jnp.pad(value, padding).reshape(batch, chunks, chunk, lanes)
 
 
 def _sum_together(values: tuple[jax.Array, ...], *, axis: int) -> tuple[jax.Array, ...]:

@@ -109,21 +109,21 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from jaxnorm.target import is_spread
+from jaxnorm.target import is_split_by_jit
 
 seen = {}
-note = lambda name: lambda x: (seen.__setitem__(name, is_spread(x)), x)[1]
+note = lambda name: lambda x: (seen.__setitem__(name, is_split_by_jit(x)), x)[1]
 mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
 x = jnp.ones((4, 4))
-seen["one device"] = is_spread(x)
-seen["two devices"] = is_spread(jax.device_put(x, NamedSharding(mesh, P("i"))))
+seen["one device"] = is_split_by_jit(x)
+seen["two devices"] = is_split_by_jit(jax.device_put(x, NamedSharding(mesh, P("i"))))
 jax.jit(note("jit"))(x)
 jax.jit(jax.shard_map(note("shard_map"), mesh=mesh, in_specs=P("i"), out_specs=P("i")))(x)
 print(seen)
 """
 
 
-def test_what_may_be_spread_over_devices(run_python):
+def test_what_jit_may_split(run_python):
     assert run_python(SPREAD).strip() == str(
         {"one device": False, "two devices": True, "jit": True, "shard_map": False}
     )

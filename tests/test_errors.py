@@ -327,8 +327,8 @@ def scaled_by(slope):
     ("arguments", "names"),
     [
         ({"where": jnp.ones(SHAPE, bool)}, "where"),
-        ({"axis_name": "shards"}, "axis_name"),
-        ({"where": jnp.ones(SHAPE, bool), "axis_name": "shards"}, "where and axis_name"),
+        ({"axis_name": "shards"}, "axis_name='shards' outside shard_map"),
+        ({"where": jnp.ones(SHAPE, bool), "axis_name": "shards"}, "where and axis_name='shards' outside shard_map"),
     ],
     ids=["where", "axis_name", "both"],
 )
@@ -338,11 +338,11 @@ def test_named_implementation_insists(x, name, arguments, names):
         instance_norm(x, **arguments, implementation=name)
 
 
-def test_named_implementation_does_not_take_explicit_shards(x):
+def test_pallas_does_not_divide_an_instance(x):
     mesh = jax.make_mesh((1,), ("shards",), axis_types=(jax.sharding.AxisType.Explicit,))
-    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("shards")))
-    with raises(ValueError, "'xla' does not compute an x sharded over explicit mesh axes", "None or 'reference'"):
-        instance_norm(sharded, implementation="xla")
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, None, "shards")))
+    with raises(ValueError, "instances that lie on one device whole", "spread over ('shards',)", "None or 'xla'"):
+        instance_norm(sharded, implementation="pallas")
 
 
 @pytest.mark.parametrize(
