@@ -1,20 +1,16 @@
 """Flax linen layers: they own the parameters and leave the rest to instance_norm."""
 
-from collections.abc import Iterable
-from numbers import Integral
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import canonicalize_dtype
 from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 
-from jaxnorm import arguments
 from jaxnorm.arguments import Activation, Axes, Implementation
 from jaxnorm.functional import instance_norm
-from jaxnorm.reference import statistics_dtype
+from jaxnorm.layer import channel_axes, normalize
 
 
 class InstanceNorm(nn.Module):
@@ -81,30 +77,24 @@ class InstanceNorm(nn.Module):
           TypeError, ValueError: as jaxnorm.instance_norm, in the words of this layer.
         """
         x = jnp.asarray(x)
-        axes = arguments.check_channel_axes(x.shape, _without_repeats(self.feature_axes, x.ndim), "feature_axes")
+        axes = channel_axes(x.shape, self.feature_axes)
         shape = tuple(x.shape[axis] for axis in axes)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
-
-        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        # Never narrower than the input: the statistics see what came in, the result is rounded once, at the end.
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        x = x.astype(jnp.promote_types(x.dtype if floating else jnp.float32, dtype))
-        mask = None if mask is None else arguments.check_where(jnp.asarray(mask, bool), x.shape, "mask")
-        y = instance_norm(
+        return normalize(
             x,
             scale,
             bias,
-            arguments.check_eps(self.epsilon, statistics_dtype(x.dtype), "epsilon"),
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            mask=mask,
+            residual=residual,
             channel_axis=axes,
-            residual=None if residual is None else jnp.asarray(residual, x.dtype),
             activation=self.activation,
-            where=mask,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             implementation=self.implementation,
         )
-        return y.astype(dtype)
 
 
 class InstanceNorm2D(nn.Module):
@@ -141,9 +131,3 @@ class InstanceNorm2D(nn.Module):
         gamma = self.param("scale", initializers.ones, (self.num_maps,), jnp.float32) if self.affine else None
         beta = self.param("bias", initializers.zeros, (self.num_maps,), jnp.float32) if self.affine else None
         return instance_norm(x, gamma, beta, self.epsilon, channel_axis=1)
-
-
-def _without_repeats(feature_axes: Axes, rank: int) -> tuple[int, ...]:
-    """Flax takes one axis named twice, such as (-1, 3), as named once."""
-    axes = tuple(feature_axes) if isinstance(feature_axes, Iterable) else (feature_axes,)
-    return tuple({axis % rank if isinstance(axis, Integral) and -rank <= axis < rank else axis for axis in axes})

@@ -1,0 +1,166 @@
+"""The Flax NNX layer: it owns the parameters and leaves the rest to instance_norm."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype as flax_promote_dtype
+from flax.typing import Axes, Dtype, Initializer, PromoteDtypeFn
+from jax.nn import initializers
+
+from jaxnorm.arguments import Activation, Implementation
+from jaxnorm.layer import channel_axes, normalize
+
+
+class InstanceNorm(nnx.InstanceNorm):
+    """flax.nnx.InstanceNorm with exact statistics, a fused activation and a fused residual add.
+
+    Takes its place with the same arguments. It is a flax.nnx.InstanceNorm and lets Flax make the parameters: they have
+    the same names, values and metadata, and state moves both ways. Same output dtype, channels-last by default. See
+    jaxnorm.instance_norm for the formula.
+
+    Args:
+      num_features: the number of channels of x. For several feature_axes the product of their sizes.
+      epsilon: added to the variance.
+      dtype: of the result; None infers it from the input and the parameters, so a bfloat16 input with float32
+        parameters gives float32. Statistics are taken of the input as it comes, in at least float32.
+      param_dtype: of the parameters.
+      use_bias: whether to add a bias (beta).
+      use_scale: whether to multiply by a scale (gamma).
+      bias_init, scale_init: initializers.
+      feature_axes: the channel axes, one or several; axis 0 is the batch, the rest is spatial.
+      axis_name: the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread.
+      axis_index_groups: groups of indices of that axis that share their instances, as in jax.lax.psum.
+      use_fast_variance: accepted for Flax's sake; whatever it says, the statistics are the stable ones in at least
+        float32, and cost no more.
+      promote_dtype: a function of ((x, scale, bias), dtype=dtype). What your own returns is what is normalized, scaled
+        and shifted. Flax's is not called, since it rounds the input to dtype before the statistics.
+      rngs: the streams of random keys; one of "params" for the scale, then one for the bias.
+      bias_metadata, scale_metadata: metadata of the parameters.
+      activation: None, or an elementwise function applied last, such as jax.nn.relu. An NNX module, such as
+        flax.nnx.PReLU, is trained with the layer.
+      implementation: as in jaxnorm.instance_norm.
+
+    >>> import jax
+    >>> import jaxnorm
+    >>> from flax import nnx
+    >>> x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    >>> layer = jaxnorm.nnx.InstanceNorm(3, activation=jax.nn.relu, rngs=nnx.Rngs(1))
+    >>> layer.scale.shape, layer.bias.shape
+    ((3,), (3,))
+    >>> layer(x, residual=x).shape
+    (2, 8, 8, 3)
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = initializers.zeros,
+        scale_init: Initializer = initializers.ones,
+        feature_axes: Axes = -1,
+        axis_name: str | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = flax_promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        activation: Activation | None = None,
+        implementation: Implementation | None = None,
+    ):
+        super().__init__(
+            num_features,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_bias=use_bias,
+            use_scale=use_scale,
+            bias_init=bias_init,
+            scale_init=scale_init,
+            feature_axes=feature_axes,
+            axis_name=axis_name,
+            axis_index_groups=axis_index_groups,
+            use_fast_variance=use_fast_variance,
+            promote_dtype=promote_dtype,
+            rngs=rngs,
+            bias_metadata=bias_metadata,
+            scale_metadata=scale_metadata,
+        )
+        self.activation = activation
+        self.implementation = implementation
+
+    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> jax.Array:
+        """Normalizes x.
+
+        Args:
+          x: (N, ..., C), or as feature_axes says, with at least one spatial axis. Integers are converted, as Flax does.
+          mask: None, or an array broadcastable to x, nonzero at the positions that count for the statistics.
+          residual: None, or an array of the shape of x that is added before the activation.
+
+        Returns:
+          An array of the shape of x.
+
+        Raises:
+          TypeError, ValueError: as jaxnorm.instance_norm, in the words of this layer; x has not num_features channels.
+        """
+        x = jnp.asarray(x)
+        axes = channel_axes(x.shape, self.feature_axes)
+        channels = tuple(x.shape[axis] for axis in axes)
+        _check_num_features(self.num_features, x.shape, axes)
+        scale, bias = self._parameter("scale"), self._parameter("bias")
+        if self.promote_dtype is not flax_promote_dtype:
+            x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
+        return normalize(
+            x,
+            None if scale is None else scale.reshape(channels),
+            None if bias is None else bias.reshape(channels),
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            mask=mask,
+            residual=residual,
+            channel_axis=axes,
+            activation=self.activation,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            implementation=self.implementation,
+        )
+
+    def _parameter(self, name: str) -> jax.Array | None:
+        """The value of a parameter, which may come from anywhere."""
+        parameter = getattr(self, name)
+        if parameter is None:
+            return None
+        value: jax.Array = parameter[...]
+        if value.shape != (self.num_features,):
+            raise ValueError(
+                f"{name} must have shape ({self.num_features},), since num_features={self.num_features}: "
+                f"got {value.shape}. Load the state of a layer with as many features."
+            )
+        return value
+
+
+def _check_num_features(num_features: int, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """num_features counts the channels of x, along all channel axes together."""
+    count = math.prod(shape[axis] for axis in axes)
+    if num_features == count:
+        return
+    message = (
+        "num_features must be the number of channels of x, the product of the sizes of feature_axes: "
+        f"got num_features={num_features} for x of shape {shape}, which has {count} along {axes}. "
+    )
+    fits = [axis for axis in range(1, len(shape)) if shape[axis] == num_features]
+    if fits:
+        message += f"It would fit feature_axes={' or '.join(map(str, fits))}: is x laid out as you think?"
+    else:
+        message += f"Make the layer with num_features={count}."
+    raise ValueError(message)
