@@ -32,16 +32,17 @@ def instance_norm(
 def _normalize(
     call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None, residual: jax.Array | None
 ) -> jax.Array:
+    dtype = reference.statistics_dtype(x.dtype)
+    # Converted first, so that the sum is formed before it is rounded to the dtype of the parameter.
+    gamma = jnp.asarray(1 if gamma is None else gamma, dtype)
+    beta = jnp.asarray(0 if beta is None else beta, dtype)
     # As the rules of a custom_vjp must; and before gamma and beta are broadcast, so that their gradients are summed
     # over the batch first and over the devices then.
     x, gamma, beta, residual = vary_together(x, gamma, beta, residual)
     # One gamma and beta per instance from here on: the sum over the batch of a shared parameter's gradient is then
     # the transpose of this broadcast, and conditional norm no special case.
     instances = Layout(x.shape, call.channel_axes).instances
-    dtype = reference.statistics_dtype(x.dtype)
-    # Converted first, so that the sum is formed before it is rounded to the dtype of the parameter.
-    gamma = jnp.broadcast_to(jnp.asarray(1 if gamma is None else gamma, dtype), instances)
-    beta = jnp.broadcast_to(jnp.asarray(0 if beta is None else beta, dtype), instances)
+    gamma, beta = jnp.broadcast_to(gamma, instances), jnp.broadcast_to(beta, instances)
     y, _ = _forward(call, x, gamma, beta, residual)
     return y
 

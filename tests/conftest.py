@@ -32,6 +32,21 @@ def x64():
 
 
 @pytest.fixture
+def interpreter():
+    """GPU kernels run on the CPU, and must have run without a race."""
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    try:
+        with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")):
+            yield
+        # get_races raises where no kernel ran.
+        assert not interpret_pallas_call.get_races().races_found
+    finally:
+        interpret_pallas_call.gpu_callbacks.reset_gpu_interpret_mode_state()
+
+
+@pytest.fixture
 def run_python():
     """Runs a program in a fresh interpreter, which must succeed; returns what it printed."""
 

@@ -135,3 +135,42 @@ def test_every_activation_compiles():
         check(found, [found["of"]], found["view"][1], spilled)
         seen.add(found["activation"])
     assert seen == set(ACTIVATIONS)
+
+
+def test_transformations_launch_as_few_kernels():
+    """Forward and backward launches: vmap is one, a scan one in its loop."""
+    forward, both = [1, 0], [1, 1]
+    assert {found["transformation"]: found["launches"] for found in reports("H100", "transformations")} == {
+        "vmap": forward,
+        "vmap of x alone": forward,
+        "vmap of gamma alone": forward,
+        "vmap with a name": forward,
+        "vmap of vmap": forward,
+        "vmap of grad": both,
+        "grad": both,
+        # The gradient that is penalized, and once more for the part of its derivative that passes through y.
+        "grad of grad": [1, 2],
+        "checkpoint": both,
+        "scan": both,
+        "scan of checkpoint": both,
+    }
+
+
+@pytest.mark.parametrize("axes", ["Auto", "Explicit"])
+def test_on_eight_gpus_every_one_runs_the_kernel_on_its_part(axes):
+    """Compiled for 8 H100s: what travels is dgamma and dbeta, or sums per instance where space is divided."""
+    views = {"batch": [[2, 4096, 256]], "batch and channels": [[4, 4096, 64]], "batch and space": []}
+    # Bytes of gamma's gradient on one device; and of the values of its instances, in float32.
+    parameter = {"batch": 256 * 4, "batch and channels": 64 * 4, "batch and space": 32 * 4}
+    for found in reports("H100", "mesh", axes):
+        name = found["placement"]
+        assert found["views"] == [views[name]] * 2, found
+        # Explicit parameters are gathered again, as they came.
+        kinds = {"all-reduce", "all-gather"} if (axes, name) == ("Explicit", "batch and channels") else {"all-reduce"}
+        assert {kind for kind, _ in found["sent"]} == kinds, found
+        if name == "batch and space":
+            assert all(size <= 4 * parameter[name] for _, size in found["sent"]), found
+            assert found["units"] <= 3.2 + 5.3, found
+        else:
+            assert ["all-reduce", 2 * parameter[name]] in found["sent"], found
+            assert found["units"] <= 5.05, found
