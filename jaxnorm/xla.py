@@ -13,8 +13,10 @@ then the arrays stay N-d (Positions.split_by_jit), and are neither merged nor sl
 them between devices; XLA adds the same small sums.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,8 @@ _CENTER_SHARE = 16
 # feeds it; from 128 rows it splits the reduction itself and writes x-sized temporaries first. Fewer rows cost
 # more partial sums. Beyond 256 lanes it fuses no more than 32 rows of a half-precision backward pass.
 _CHUNK, _CHUNK_OF_WIDE_ROWS, _WIDE = 64, 32, 256
+# Parts of the rows that are added element by element on a CPU.
+_PARTS = 16
 
 
 class Positions(NamedTuple):
@@ -134,7 +138,9 @@ def backward(
       dgamma and dbeta are the terms of this device: their sum over the axis is left to the transpose of gamma and beta.
     """
 
-    def before_the_affine(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
+    def before_the_affine(
+        statistics: Statistics, x: jax.Array, dy: jax.Array, residual: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         xhat = _normalized(x, statistics)
         dz = dy.astype(xhat.dtype)
         if activation is not None:
@@ -145,14 +151,17 @@ def backward(
             (dz,) = pullback(dz)
         return xhat, dz
 
-    xhat, dz = before_the_affine(statistics)
-    dbeta, dgamma = _sum((dz, dz * xhat), positions)
+    def terms(*arrays: Any) -> tuple[jax.Array, jax.Array]:
+        xhat, dz = before_the_affine(statistics, *arrays)
+        return dz, dz * xhat
+
+    dbeta, dgamma = _sum(terms, (x, dy, residual), positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
     # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
-    statistics, dbeta, dgamma = lax.optimization_barrier((statistics, dbeta, dgamma))
-    xhat, dz = before_the_affine(statistics)
+    again, dbeta, dgamma = lax.optimization_barrier((statistics, dbeta, dgamma))
+    xhat, dz = before_the_affine(again, x, dy, residual)
     sum_dz, sum_dz_xhat = positions.add_up((dbeta, dgamma))
-    dx = (gamma * statistics.rstd) * (dz - (sum_dz + xhat * sum_dz_xhat) / positions.count(x))
+    dx = (gamma * again.rstd) * (dz - (sum_dz + xhat * sum_dz_xhat) / positions.count(x))
     dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, dresidual)
 
@@ -167,8 +176,12 @@ def _statistics(x: jax.Array, dtype: jax.typing.DTypeLike, eps: float, positions
     count = positions.count(x)
     # Materialized, so that the pass below reads it and does not compute it again.
     center = lax.optimization_barrier(_provisional_center(x, dtype, positions))
-    deviation = x.astype(dtype) - center
-    total, squares = positions.add_up(_sum((deviation, jnp.square(deviation)), positions))
+
+    def terms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        deviation = x.astype(dtype) - center
+        return deviation, jnp.square(deviation)
+
+    total, squares = positions.add_up(_sum(terms, (x,), positions))
     delta = total / count
     variance = jnp.maximum(squares / count - jnp.square(delta), 0)
     return Statistics(center, delta, lax.rsqrt(variance + eps))
@@ -191,21 +204,67 @@ def _provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Po
     for axis in positions.axes:
         first = lax.slice_in_dim(first, 0, 1, axis=axis)
     first = first.astype(dtype)
-    (total,) = _sum((rows.astype(dtype) - first,), positions)
+    (total,) = _sum(lambda rows: (rows.astype(dtype) - first,), (rows,), positions)
     center = first + total / math.prod(rows.shape[axis] for axis in positions.axes)
     return positions.add_up(center / positions.devices)
 
 
-def _sum(values: tuple[jax.Array, ...], positions: Positions) -> tuple[jax.Array, ...]:
-    """The sums over the positions of this device, the axes kept at size 1, in the form the platform compiles best."""
+def _sum(
+    terms: Callable[..., tuple[jax.Array, ...]], arrays: tuple[jax.Array | None, ...], positions: Positions
+) -> tuple[jax.Array, ...]:
+    """The sums of terms(*arrays) over the positions of this device, in the form that the platform compiles best.
 
-    def plain(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(jnp.sum(value, axis=positions.axes, keepdims=True) for value in values)
+    Args:
+      terms: elementwise in the arrays; per-instance values that it closes over have size 1 on the summed axes.
+      arrays: views, or N-d where positions say so.
+      positions: those of an instance.
+
+    Returns:
+      Of each term the sum, with the summed axes kept at size 1.
+    """
+
+    def at_once(*arrays: Any) -> tuple[jax.Array, ...]:
+        return tuple(jnp.sum(term, axis=positions.axes, keepdims=True) for term in terms(*arrays))
+
+    def in_parts(*arrays: Any) -> tuple[jax.Array, ...]:
+        return _sum_parts(terms, *arrays)
+
+    def in_chunks(*arrays: Any) -> tuple[jax.Array, ...]:
+        return _sum_chunks(terms(*arrays))
 
     if positions.split_by_jit:
-        return plain(values)
-    sums: tuple[jax.Array, ...] = lax.platform_dependent(values, cuda=_sum_chunks, rocm=_sum_chunks, default=plain)
+        return at_once(*arrays)
+    sums: tuple[jax.Array, ...] = lax.platform_dependent(
+        *arrays, cpu=in_parts, cuda=in_chunks, rocm=in_chunks, default=at_once
+    )
     return sums
+
+
+def _sum_parts(terms: Callable[..., tuple[jax.Array, ...]], *arrays: Any) -> tuple[jax.Array, ...]:
+    """Of views: sixteen equal parts of the rows are added up element by element first, then their rows.
+
+    XLA for CPU writes what it sums to memory before it sums it, except for sums of the plain input. Here it computes
+    the terms of all parts in one loop and writes a sixteenth. The parts are cut from the arrays, not from the terms:
+    cut from the terms, all are computed before.
+    """
+
+    def of_rows(start: int, stop: int) -> tuple[jax.Array, ...]:
+        rows = jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=1), arrays)
+        return terms(*rows)
+
+    def add(*terms: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(functools.reduce(jnp.add, same) for same in zip(*terms, strict=True))
+
+    def total(terms: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(jnp.sum(term, axis=1, keepdims=True) for term in terms)
+
+    count = arrays[0].shape[1]
+    part = count // _PARTS
+    rest = total(of_rows(part * _PARTS, count))
+    if part == 0:
+        return rest
+    added = lax.optimization_barrier(add(*(of_rows(i * part, (i + 1) * part) for i in range(_PARTS))))
+    return add(total(added), rest) if count % _PARTS else total(added)
 
 
 def _sum_chunks(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
