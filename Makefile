@@ -22,7 +22,7 @@ test test-fast: export JAX_PLATFORMS = cpu
 test: lint ## lint, types, tests and doctests
 	$(PYTEST)
 
-test-fast: lint ## the same without the compiled and interpreted kernel, the property tests, the demo and the U-Net
+test-fast: lint ## the same without the compiled and interpreted kernel, the property tests, the meshes, the examples and the U-Net
 	$(PYTEST) -m 'not slow'
 
 lint: .venv/test ## ruff and mypy
