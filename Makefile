@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint accuracy traffic
+.PHONY: help demo test test-fast lint accuracy traffic docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -35,6 +35,9 @@ accuracy: .venv/demo ## print the error against float64 beside Flax's
 
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's
 	$(BIN)/python benchmarks/traffic.py
+
+docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_build
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build
 
 # One stamp per extra: installed again only when pyproject.toml changes.
 .venv/%: pyproject.toml | .venv/bin/python

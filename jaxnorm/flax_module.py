@@ -74,7 +74,8 @@ class InstanceNorm(nn.Module):
           An array of the shape of x.
 
         Raises:
-          TypeError, ValueError: as jaxnorm.instance_norm, in the words of this layer.
+          TypeError: as jaxnorm.instance_norm, in the words of this layer.
+          ValueError: as jaxnorm.instance_norm, in the words of this layer.
         """
         x = jnp.asarray(x)
         axes = channel_axes(x.shape, self.feature_axes)

@@ -30,7 +30,7 @@ def instance_norm(
     """Instance normalization with the affine, the residual add and the activation that follow it.
 
     For every sample n and channel c, over the M spatial positions s (Ulyanov, Vedaldi, Lempitsky 2016,
-    https://arxiv.org/abs/1607.08022):
+    https://arxiv.org/abs/1607.08022)::
 
         mean[n, c] = sum_s x / M
         var[n, c]  = sum_s (x - mean)^2 / M
@@ -40,13 +40,13 @@ def instance_norm(
     rounded to one number before it is subtracted.
 
     Args:
-      x: (N, C, *spatial) with at least one spatial axis; float16, bfloat16, float32 or float64.
+      x: ``(N, C, *spatial)`` with at least one spatial axis; float16, bfloat16, float32 or float64.
       gamma: scale; None (1), (C,), or (N, C) for one per sample, as in conditional instance norm. For several channel
         axes the shape of those axes, in the order in which they stand in x. Any floating dtype.
       beta: shift; None (0), or a shape that gamma can have.
       eps: added to the variance, in its units; a Python number > 0, static under jit.
-      channel_axis: the axis of the channels, 1 for (N, C, *spatial), -1 for (N, *spatial, C); or several axes. The
-        batch is axis 0 and every remaining axis is spatial.
+      channel_axis: the axis of the channels, 1 for ``(N, C, *spatial)``, -1 for ``(N, *spatial, C)``; or several
+        axes. The batch is axis 0 and every remaining axis is spatial.
       residual: None, or an array of the shape and dtype of x that is added before the activation.
       activation: None, or an elementwise function such as jax.nn.relu. It sees at least float32.
       where: None, or a bool array broadcastable to x: the positions that count for the statistics. All positions are
@@ -55,16 +55,17 @@ def instance_norm(
       axis_index_groups: None, or the groups of indices of that axis that share their instances, as in jax.lax.psum.
       implementation: None chooses. "xla": one fused forward and backward in plain JAX, on any device. "reference":
         the plain formula, differentiable by JAX itself, so that jvp, jacfwd and hessian work too; the only one that
-        computes where, axis_name, an activation that closes over traced values and an x sharded over explicit mesh
-        axes, and chosen then. "pallas": the fused GPU kernel, or an error with the reason why it cannot run here; None
-        takes it where it can run.
+        computes where, axis_index_groups, an axis_name that is not of shard_map, and an activation that closes over
+        traced values, and chosen then. "pallas": the fused GPU kernel, or an error with the reason why it cannot run
+        here; None takes it where it can run.
 
     Returns:
       y, with the shape and dtype of x. An empty batch gives an empty y, and a constant instance gives
       activation(beta + residual). NaN or inf in one instance stays in that instance.
 
     Raises:
-      TypeError, ValueError: an argument breaks a rule above. The message states the rule, what was seen and the remedy.
+      TypeError: an argument has a type or dtype that the rules above do not allow.
+      ValueError: a shape or a value does not. Both messages state the rule, what was seen and the remedy.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxnorm
@@ -131,10 +132,11 @@ def instance_moments(
       x, channel_axis, where, axis_name, axis_index_groups: as in instance_norm.
 
     Returns:
-      mean and var, each (N, C), in float32, or float64 for a float64 x. For several channel axes (N, *their shape).
+      mean and var, each (N, C), in float32, or float64 for a float64 x. For several channel axes (N, then their shape).
 
     Raises:
-      TypeError, ValueError: as instance_norm.
+      TypeError: as instance_norm.
+      ValueError: as instance_norm.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxnorm

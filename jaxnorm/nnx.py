@@ -111,7 +111,8 @@ class InstanceNorm(nnx.InstanceNorm):
           An array of the shape of x.
 
         Raises:
-          TypeError, ValueError: as jaxnorm.instance_norm, in the words of this layer; x has not num_features channels.
+          TypeError: as jaxnorm.instance_norm, in the words of this layer.
+          ValueError: as jaxnorm.instance_norm, in the words of this layer; or x has not num_features channels.
         """
         x = jnp.asarray(x)
         axes = channel_axes(x.shape, self.feature_axes)
