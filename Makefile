@@ -1,13 +1,13 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint accuracy traffic docs
+.PHONY: help demo test test-fast lint accuracy traffic bench bench-memory bench-overhead bench-growth docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # A GPU, where there is one and JAX has it installed: make demo JAX_PLATFORMS=cuda
 export JAX_PLATFORMS ?= cpu
@@ -35,6 +35,21 @@ accuracy: .venv/demo ## print the error against float64 beside Flax's
 
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's
 	$(BIN)/python benchmarks/traffic.py
+
+# Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
+RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json
+
+bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
+	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
+
+bench-memory: .venv/bench .venv/aot ## peak memory of a training step of a U-Net
+	$(BIN)/python benchmarks/memory.py $(call RESULTS,memory) $(ARGS)
+
+bench-overhead: .venv/bench ## what a small call costs besides: tracing, compiling, the first and the next call
+	$(BIN)/python benchmarks/overhead.py $(call RESULTS,overhead) $(ARGS)
+
+bench-growth: .venv/bench .venv/aot ## time and bytes against rows, channels and batch, odd sizes too
+	$(BIN)/python benchmarks/growth.py --h100 $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
 
 docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_build
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build
