@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint accuracy traffic bench bench-memory bench-overhead bench-growth docs
+.PHONY: help demo test test-fast lint accuracy traffic bench bench-memory bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -50,6 +50,9 @@ bench-overhead: .venv/bench ## what a small call costs besides: tracing, compili
 
 bench-growth: .venv/bench .venv/aot ## time and bytes against rows, channels and batch, odd sizes too
 	$(BIN)/python benchmarks/growth.py --h100 $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
+
+notebooks: .venv/notebooks ## run the notebooks top to bottom and write them with their pictures
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_build
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build

@@ -5,10 +5,6 @@ python tests/mesh_report.py STYLE
 STYLE: how the mesh is used; see STYLES.
 """
 
-import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
 import functools
 import json
 import math
@@ -190,6 +186,8 @@ def parts_of(mesh, spec):
 
 
 def main(name):
+    # Not when imported: pytest imports this file to look for doctests, and the number of devices is one per process.
+    jax.config.update("jax_num_cpu_devices", 8)
     if "kernel" in name:
         functional.target = lambda x: DEVICES["H100"]
     types, placements, caller = style(name)
