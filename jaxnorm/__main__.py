@@ -6,8 +6,8 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from jaxnorm.explain import explain
-from jaxnorm.tiling import DEVICES
+from jaxnorm.gpu.devices import DEVICES
+from jaxnorm.report.explain import explain
 from jaxnorm.version import __version__
 
 
@@ -54,7 +54,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _selfcheck(arguments: argparse.Namespace) -> int:
-    from jaxnorm.selfcheck import selfcheck
+    from jaxnorm.report.selfcheck import selfcheck
 
     return selfcheck(arguments.json)
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.arguments import Activation, Implementation
-from jaxnorm.tiling import DEVICES, Device, NoTile, Tile, find_tile
+from jaxnorm.gpu.devices import DEVICES, Device
+from jaxnorm.gpu.tiling import NoTile, Tile, find_tile
 
 
 def find_tiles(
@@ -94,7 +95,7 @@ def _no_mosaic() -> NoTile | None:
 def _not_evaluated(activation: Activation | None) -> NoTile | None:
     if activation is None:
         return None
-    from jaxnorm.elementwise import first_uncovered
+    from jaxnorm.gpu.elementwise import first_uncovered
 
     primitive = first_uncovered(activation)
     if primitive is None:

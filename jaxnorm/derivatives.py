@@ -16,7 +16,7 @@ from jaxnorm import partitioning, passes, reference, xla
 from jaxnorm.arguments import Activation
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call
-from jaxnorm.varying import vary_together
+from jaxnorm.placement import vary_together
 
 
 def instance_norm(

@@ -7,10 +7,10 @@ import jax
 
 from jaxnorm import arguments, choice, derivatives, partitioning, reference
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
+from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call
-from jaxnorm.target import is_explicit, is_manual, is_partly_manual, is_split_by_jit, target
-from jaxnorm.tiling import Device
+from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit
 
 
 def instance_norm(

@@ -19,10 +19,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxnorm import elementwise
 from jaxnorm.arguments import Activation
-from jaxnorm.pallas_block import Block, Ref, launch, values_from_kernel, values_to_kernel, values_type
-from jaxnorm.tiling import Tile
+from jaxnorm.gpu import elementwise
+from jaxnorm.gpu.block import Block, Ref, launch, values_from_kernel, values_to_kernel, values_type
+from jaxnorm.gpu.tiling import Tile
 from jaxnorm.xla import Gradients, Statistics
 
 FORWARD_NAME = "jaxnorm_forward"

@@ -9,9 +9,10 @@ from jax import lax
 
 from jaxnorm import choice, reference, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
+from jaxnorm.gpu.devices import Device
+from jaxnorm.gpu.tiling import NoTile, Tile
 from jaxnorm.layout import Layout, UnmergedLayout
-from jaxnorm.tiling import Device, NoTile, Tile
-from jaxnorm.varying import vary_together
+from jaxnorm.placement import vary_together
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,9 @@ from aot import Compiler
 from hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
 from jax.sharding import AxisType
 
-from jaxnorm import instance_norm, pallas_kernel, tiling
+from jaxnorm import instance_norm, pallas_kernel
+from jaxnorm.gpu import tiling
+from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.xla import Statistics
 
 KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
@@ -154,7 +156,7 @@ def main(gpu, what, *options):
         for found in report_mesh(AxisType[options[0]]):
             print(json.dumps(found))
         return
-    compiler, device = Compiler(gpu), tiling.DEVICES[gpu]
+    compiler, device = Compiler(gpu), DEVICES[gpu]
     if what == "transformations":
         for found in report_transformations(compiler):
             print(json.dumps(found))

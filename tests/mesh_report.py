@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from jaxnorm import functional
-from jaxnorm.tiling import DEVICES
+from jaxnorm.gpu.devices import DEVICES
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 # (N, D, H, W, C) channels-last on a mesh ("data", "space") of 2 x 4.

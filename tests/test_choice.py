@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnorm
-from jaxnorm import choice, target
-from jaxnorm.tiling import DEVICES, NoTile, Tile
+from jaxnorm import choice
+from jaxnorm.gpu import devices
+from jaxnorm.gpu.devices import DEVICES
+from jaxnorm.gpu.tiling import NoTile, Tile
 
 VIEW = (8, 4096, 256)
 
@@ -55,8 +57,8 @@ def test_a_residual_is_held_only_where_it_is_needed():
 def test_a_jax_without_mosaic_still_has_xla(run_python):
     run_python(
         "import sys; sys.modules['jax.experimental.pallas.mosaic_gpu'] = None\n"
-        "from jaxnorm import choice, tiling\n"
-        "given = dict(residual=False, activation=None, device=tiling.DEVICES['H100'])\n"
+        "from jaxnorm import choice\nfrom jaxnorm.gpu import devices\n"
+        "given = dict(residual=False, activation=None, device=devices.DEVICES['H100'])\n"
         "forward, backward = choice.find_tiles((8, 4096, 256), 'float32', **given)\n"
         "assert 'no Mosaic GPU' in forward.reason and forward == backward, forward"
     )
@@ -93,15 +95,15 @@ def test_importing_the_function_does_not_import_flax(run_python):
     ],
 )
 def test_devices_by_name(name, known):
-    assert target.named(name) == DEVICES.get(known)
+    assert devices.named(name) == DEVICES.get(known)
 
 
 def test_facts_of_a_device():
     h100 = types.SimpleNamespace(platform="gpu", compute_capability="9.0", core_count=132)
-    assert target.facts(h100) == DEVICES["H100"]
-    assert target.facts(types.SimpleNamespace(platform="gpu", compute_capability="gfx942", core_count=304)) is None
-    assert target.facts(types.SimpleNamespace(platform="cpu")) is None
-    assert target.target(jnp.ones(3)) is None
+    assert devices.facts(h100) == DEVICES["H100"]
+    assert devices.facts(types.SimpleNamespace(platform="gpu", compute_capability="gfx942", core_count=304)) is None
+    assert devices.facts(types.SimpleNamespace(platform="cpu")) is None
+    assert devices.target(jnp.ones(3)) is None
 
 
 SPREAD = """
@@ -109,7 +111,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from jaxnorm.target import is_split_by_jit
+from jaxnorm.placement import is_split_by_jit
 
 seen = {}
 note = lambda name: lambda x: (seen.__setitem__(name, is_split_by_jit(x)), x)[1]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 import jaxnorm
-from jaxnorm import selfcheck, stopwatch
 from jaxnorm.__main__ import main
-from jaxnorm.tiling import NoTile
+from jaxnorm.gpu.tiling import NoTile
+from jaxnorm.report import selfcheck, stopwatch
 
 
 def test_explain_prints_what_it_returns(capsys):

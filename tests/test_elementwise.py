@@ -9,7 +9,7 @@ import pytest
 from activations import ACTIVATIONS
 from scipy import special
 
-from jaxnorm import elementwise
+from jaxnorm.gpu import elementwise
 
 Z = np.concatenate([np.linspace(-12, 12, 4001), np.linspace(-1e-3, 1e-3, 101), [0.0, -0.0]]).astype(np.float32)
 

@@ -13,7 +13,8 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm import pallas_kernel
-from jaxnorm.tiling import DEVICES, find_tile, tile_of_rows
+from jaxnorm.gpu.devices import DEVICES
+from jaxnorm.gpu.tiling import find_tile, tile_of_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

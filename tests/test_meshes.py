@@ -60,7 +60,7 @@ from hlo import collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import jaxnorm
 from jaxnorm import functional
-from jaxnorm.tiling import DEVICES
+from jaxnorm.gpu.devices import DEVICES
 
 norm = functools.partial(jaxnorm.instance_norm, channel_axis=-1, activation=jax.nn.silu)
 energy = lambda norm: lambda *given: jnp.sum(jnp.sin(norm(*given)))

@@ -1,4 +1,4 @@
-"""What one thread block of the GPU kernels knows and does, whichever way the work is cut (see jaxnorm.tiling)."""
+"""What one thread block of the GPU kernels knows and does, whichever way the work is cut (see jaxnorm.gpu.tiling)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu.utils import inline_ptx
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxnorm.tiling import REDUCTION_SCRATCH_BYTES, Tile
+from jaxnorm.gpu.tiling import REDUCTION_SCRATCH_BYTES, Tile
 
 # A reference to memory in a kernel.
 Ref = Any

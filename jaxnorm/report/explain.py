@@ -8,9 +8,9 @@ import jax
 
 from jaxnorm import arguments, choice, reference
 from jaxnorm.arguments import Activation, Axes
+from jaxnorm.gpu.devices import DEVICES, Device, facts, named
+from jaxnorm.gpu.tiling import NoTile, Tile
 from jaxnorm.layout import Layout
-from jaxnorm.target import facts, named
-from jaxnorm.tiling import DEVICES, Device, NoTile, Tile
 
 # What plain XLA reads and writes, in sizes of x: a sixteenth for the provisional center, then x for the sums, x and y
 # for the result; backward x and dy for the sums, x, dy and dx for the result.

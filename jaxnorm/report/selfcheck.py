@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jaxnorm import stopwatch
 from jaxnorm.arguments import Implementation
 from jaxnorm.functional import instance_norm
-from jaxnorm.target import facts
+from jaxnorm.gpu.devices import facts
+from jaxnorm.report import stopwatch
 from jaxnorm.version import __version__
 
 EPS = 1e-5

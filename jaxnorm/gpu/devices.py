@@ -1,12 +1,47 @@
-"""Which GPU a computation is for, as far as can be told while it is traced."""
+"""What the kernel needs to know of a GPU, and which GPU a computation is for, as far as tracing can tell."""
 
+import dataclasses
 import re
 from typing import Any
 
 import jax
 
-from jaxnorm.arguments import AxisName, as_names
-from jaxnorm.tiling import DEVICES, Device, shared_memory_of
+_HOPPER_SHARED = 227 * 1024  # per thread block, also of data center Blackwell
+_SMALL_BLACKWELL_SHARED = 99 * 1024  # compute capability 12.x
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What tiling needs to know of a GPU.
+
+    Attributes:
+      compute_capability: (major, minor).
+      sm_count: streaming multiprocessors.
+      shared_memory: bytes that one thread block can have.
+    """
+
+    compute_capability: tuple[int, int]
+    sm_count: int
+    shared_memory: int
+
+
+DEVICES = {
+    "A100": Device((8, 0), 108, 163 * 1024),
+    "L4": Device((8, 9), 58, 99 * 1024),
+    "L40S": Device((8, 9), 142, 99 * 1024),
+    "H100": Device((9, 0), 132, _HOPPER_SHARED),
+    "H200": Device((9, 0), 132, _HOPPER_SHARED),
+    "GH200": Device((9, 0), 132, _HOPPER_SHARED),
+    "B200": Device((10, 0), 148, _HOPPER_SHARED),
+    "GB200": Device((10, 0), 148, _HOPPER_SHARED),
+    "RTX 5090": Device((12, 0), 170, _SMALL_BLACKWELL_SHARED),
+    "RTX PRO 6000": Device((12, 0), 188, _SMALL_BLACKWELL_SHARED),
+}
+
+
+def shared_memory_of(compute_capability: tuple[int, int]) -> int:
+    """Bytes of shared memory that one thread block can have, for devices the kernel runs on."""
+    return _SMALL_BLACKWELL_SHARED if compute_capability >= (12, 0) else _HOPPER_SHARED
 
 
 def target(x: jax.Array) -> Device | None:
@@ -23,36 +58,6 @@ def target(x: jax.Array) -> Device | None:
         # The default device may be the name of a platform.
         return facts(jax.devices(device)[0] if isinstance(device, str) else device)
     return facts(next(iter(x.devices())))
-
-
-def is_split_by_jit(x: jax.Array) -> bool:
-    """Whether jit may split x over several devices.
-
-    Inside shard_map x is the part of one device. While plain jit traces, shardings cannot be seen: then several
-    devices count as a yes.
-    """
-    mesh = jax.typeof(x).sharding.mesh
-    if not mesh.empty:
-        return mesh.size > 1 and not mesh.are_all_axes_manual
-    return jax.device_count() > 1 if isinstance(x, jax.core.Tracer) else len(x.devices()) > 1
-
-
-def is_explicit(x: jax.Array) -> bool:
-    """Whether the type of x says how it is split over the devices of a mesh, or over some of its axes."""
-    sharding = jax.typeof(x).sharding
-    is_split = sharding.mesh.size > 1 or any(part is not None for part in sharding.spec)
-    return bool(sharding.mesh.explicit_axes) and is_split
-
-
-def is_partly_manual(x: jax.Array) -> bool:
-    """Whether x is inside shard_map over some axes of a mesh, and jit may split it over the others."""
-    mesh = jax.typeof(x).sharding.mesh
-    return bool(mesh.manual_axes) and not mesh.are_all_axes_manual
-
-
-def is_manual(x: jax.Array, axis_name: AxisName | None) -> bool:
-    """Whether x is inside shard_map over the named axes, all of them."""
-    return set(as_names(axis_name)) <= set(jax.typeof(x).sharding.mesh.manual_axes)
 
 
 def facts(device: Any) -> Device | None:

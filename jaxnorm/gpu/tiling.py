@@ -14,6 +14,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+from jaxnorm.gpu.devices import Device
+
 # The TMA unit, which copies tiles between global and shared memory, exists since Hopper.
 _LEAST_CAPABILITY = (9, 0)
 # TMA requires that rows of a tensor start at multiples of 16 bytes, and copies no narrower rows.
@@ -46,44 +48,7 @@ REDUCTION_SCRATCH_BYTES = 8 * 1024
 _BARRIER_BYTES = 8
 _BUFFER_ALIGNMENT = 1024
 
-_HOPPER_SHARED = 227 * 1024  # per thread block, also of data center Blackwell
-_SMALL_BLACKWELL_SHARED = 99 * 1024  # compute capability 12.x
-
 Reduces = Literal["rows", "both", "lanes"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """What tiling needs to know of a GPU.
-
-    Attributes:
-      compute_capability: (major, minor).
-      sm_count: streaming multiprocessors.
-      shared_memory: bytes that one thread block can have.
-    """
-
-    compute_capability: tuple[int, int]
-    sm_count: int
-    shared_memory: int
-
-
-DEVICES = {
-    "A100": Device((8, 0), 108, 163 * 1024),
-    "L4": Device((8, 9), 58, 99 * 1024),
-    "L40S": Device((8, 9), 142, 99 * 1024),
-    "H100": Device((9, 0), 132, _HOPPER_SHARED),
-    "H200": Device((9, 0), 132, _HOPPER_SHARED),
-    "GH200": Device((9, 0), 132, _HOPPER_SHARED),
-    "B200": Device((10, 0), 148, _HOPPER_SHARED),
-    "GB200": Device((10, 0), 148, _HOPPER_SHARED),
-    "RTX 5090": Device((12, 0), 170, _SMALL_BLACKWELL_SHARED),
-    "RTX PRO 6000": Device((12, 0), 188, _SMALL_BLACKWELL_SHARED),
-}
-
-
-def shared_memory_of(compute_capability: tuple[int, int]) -> int:
-    """Bytes of shared memory that one thread block can have, for devices the kernel runs on."""
-    return _SMALL_BLACKWELL_SHARED if compute_capability >= (12, 0) else _HOPPER_SHARED
 
 
 @dataclasses.dataclass(frozen=True)

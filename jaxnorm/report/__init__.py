@@ -1,0 +1,1 @@
+"""What reports on the implementations: explain, selfcheck and the stopwatch."""
