@@ -13,6 +13,7 @@ from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tiling import NoTile, Tile
 from jaxnorm.layout import Layout, UnmergedLayout
 from jaxnorm.placement import vary_together
+from jaxnorm.sums import Positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Call:
     def may_run_kernel(self, x: jax.Array) -> bool:
         return self.implementation != "xla" and not all(isinstance(tile, NoTile) for tile in self.tiles(x))
 
-    def positions(self, layout: Layout) -> xla.Positions:
-        return xla.Positions(layout.view_axes, self.axis_name, self.split_by_jit)
+    def positions(self, layout: Layout) -> Positions:
+        return Positions(layout.view_axes, self.axis_name, self.split_by_jit)
 
 
 def forward(
