@@ -71,7 +71,7 @@ def _forward_bwd(call: Call, saved: Any, cotangents: Any) -> tuple[Any, ...]:
     gradients = _backward(call, *saved, dy)
     if call.activation is None and call.has_residual:
         gradients = gradients._replace(residual=dy)
-    return tuple(gradients)
+    return gradients.x, gradients.gamma, gradients.beta, gradients.residual
 
 
 _forward.defvjp(_forward_fwd, _forward_bwd)

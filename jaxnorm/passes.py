@@ -92,7 +92,7 @@ def backward(
 ) -> xla.Gradients:
     """The gradients of forward for the cotangent dy of y; residual is None where they do not depend on it."""
     layout = call.layout(x.shape)
-    dx, dgamma, dbeta, dresidual = choice.run(
+    dx, dgamma, dbeta, _, dresidual = choice.run(
         call.tiles(x)[1],
         functools.partial(_kernel_backward, activation=call.activation),
         functools.partial(xla.backward, activation=call.activation, positions=call.positions(layout)),
@@ -108,6 +108,7 @@ def backward(
         layout.from_view(dx),
         layout.instances_from_view(dgamma),
         layout.instances_from_view(dbeta),
+        (),
         None if dresidual is None else layout.from_view(dresidual),
     )
 
@@ -148,18 +149,20 @@ def plain_backward(
         return plain_forward(call, *arguments, where=where)[0]
 
     _, pullback = jax.vjp(y_of, x, gamma, beta, residual)
-    return xla.Gradients(*pullback(dy))
+    dx, dgamma, dbeta, dresidual = pullback(dy)
+    return xla.Gradients(dx, dgamma, dbeta, (), dresidual)
 
 
-def _kernel_forward(x: jax.Array, *arguments: Any, **options: Any) -> Any:
+def _kernel_forward(x: jax.Array, gamma: Any, beta: Any, residual: Any, **options: Any) -> Any:
     # Imported where it is wanted: Mosaic GPU takes a while, and a JAX without it still has the rest.
     from jaxnorm import pallas_kernel
 
     # The results of a kernel are typed as the same on every device.
-    return vary_together(pallas_kernel.forward(x, *arguments, **options), x)[0]
+    return vary_together(pallas_kernel.forward(x, gamma, beta, (), residual, **options), x)[0]
 
 
-def _kernel_backward(x: jax.Array, *arguments: Any, **options: Any) -> Any:
+def _kernel_backward(x: Any, statistics: Any, gamma: Any, beta: Any, residual: Any, dy: Any, **options: Any) -> Any:
     from jaxnorm import pallas_kernel
 
-    return vary_together(pallas_kernel.backward(x, *arguments, **options), x)[0]
+    gradients = pallas_kernel.backward(x, statistics, gamma, beta, (), residual, dy, **options)
+    return vary_together(gradients, x)[0]

@@ -32,11 +32,12 @@ class Statistics(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """dgamma and dbeta are per instance; residual is None where the forward pass had none to differentiate."""
+    """Those of gamma, beta and captures are per instance; residual is None where there was none to differentiate."""
 
     x: jax.Array
     gamma: jax.Array
     beta: jax.Array
+    captures: tuple[jax.Array, ...]
     residual: jax.Array | None
 
 
@@ -126,7 +127,7 @@ def backward(
     sum_dz, sum_dz_xhat = positions.add_up((dbeta, dgamma))
     dx = (gamma * again.rstd) * (dz - (sum_dz + xhat * sum_dz_xhat) / positions.count(x))
     dresidual = None if residual is None else dz.astype(residual.dtype)
-    return Gradients(dx.astype(x.dtype), dgamma, dbeta, dresidual)
+    return Gradients(dx.astype(x.dtype), dgamma, dbeta, (), dresidual)
 
 
 def _normalized(x: jax.Array, statistics: Statistics) -> jax.Array:
