@@ -48,7 +48,7 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 def reports(*arguments):
     """What aot_report.py prints."""
-    path = os.pathsep.join(map(str, (TESTS, TESTS.parent / "benchmarks")))
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS.parent / "benchmarks")))
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(TESTS / "aot_report.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
