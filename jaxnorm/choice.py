@@ -21,6 +21,7 @@ def find_tiles(
     *,
     residual: bool,
     activation: Activation | None,
+    captures: int = 0,
     device: Device | None,
 ) -> tuple[Tile | NoTile, Tile | NoTile]:
     """The kernel's tiles of the forward and the backward pass, or the reasons why it cannot run.
@@ -28,7 +29,7 @@ def find_tiles(
     Args:
       shape: (B, R, K), the canonical view.
       dtype: of x.
-      residual, activation: of the call.
+      residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
     """
     if device is None:

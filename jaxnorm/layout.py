@@ -70,6 +70,15 @@ class Layout:
         """The array as (B, R, K): no copy where the channels stand last or directly after the batch."""
         return x.transpose(self._order).reshape(self.view_shape)
 
+    def mask_to_view(self, where: jax.Array) -> jax.Array:
+        """An array of the rank of x, of size 1 where it is repeated, as a view that broadcasts against that of x."""
+        shape = list(self.shape)
+        if self.channels_last and all(where.shape[axis] == 1 for axis in self.channel_axes):
+            for axis in self.channel_axes:
+                shape[axis] = 1
+        whole = jnp.broadcast_to(where, shape)
+        return dataclasses.replace(self, shape=tuple(shape)).to_view(whole)
+
     def from_view(self, view: jax.Array) -> jax.Array:
         """The inverse of to_view."""
         order = self._order
@@ -105,6 +114,9 @@ class UnmergedLayout(Layout):
 
     def to_view(self, x: jax.Array) -> jax.Array:
         return x
+
+    def mask_to_view(self, where: jax.Array) -> jax.Array:
+        return where
 
     def from_view(self, view: jax.Array) -> jax.Array:
         return view

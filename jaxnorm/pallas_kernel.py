@@ -107,6 +107,7 @@ def backward(
         dx.reshape(x.shape),
         values_from_kernel(tile, dgamma, gamma.shape),
         values_from_kernel(tile, dbeta, gamma.shape),
+        (),
         None if dresidual is None else dresidual.reshape(x.shape),
     )
 
