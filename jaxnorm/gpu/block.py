@@ -50,7 +50,7 @@ class Block:
         return chunk.astype(jnp.float32)
 
     def write(self, buffer: Ref, box: Any, row: Any, chunk: jax.Array) -> None:
-        plgpu.store(buffer.at[box, pl.ds(row, self.tile.chunk)], chunk.astype(buffer.dtype), optimized=False)
+        _store(buffer.at[box, pl.ds(row, self.tile.chunk)], chunk.astype(buffer.dtype))
 
     def read_values(self, ref: Ref, *leading: Any) -> jax.Array:
         """The values per instance of this block from a (outer, *leading, positions) array."""
@@ -63,7 +63,7 @@ class Block:
         if self.tile.reduces == "both":
             ref[(self.outer, *leading, 0)] = value
         else:
-            plgpu.store(self._values(ref, leading), value, optimized=False)
+            _store(self._values(ref, leading), value)
 
     def first_values(self, x: Ref, buffer: Ref) -> jax.Array:
         """One element of each instance, the same in all blocks of a cluster. For "lanes" the boxes must have come."""
@@ -189,7 +189,7 @@ def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Sequence[An
         "loaded": plgpu.Barrier(num_arrivals=tile.arrays, num_barriers=tile.boxes),
         "met": plgpu.ClusterBarrier(collective_axes=("cluster",)) if tile.cluster > 1 else None,
     }
-    return plgpu.kernel(
+    kernel = plgpu.kernel(
         body,
         out_type=outputs,
         scratch_types=scratch,
@@ -199,7 +199,10 @@ def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Sequence[An
         cluster_names=("cluster",),
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES),
-    )(*inputs)
+    )
+    # Python numbers are 64 bits wide under jax_enable_x64: its indices would not mix with those of the grid.
+    with jax.enable_x64(False):
+        return kernel(*inputs)
 
 
 def values_to_kernel(tile: Tile, value: jax.Array) -> jax.Array:
@@ -241,6 +244,13 @@ def _registers(lanes: int) -> Any:
     rows = 128 // lanes
     tiling = plgpu.Tiling(((4 * rows, lanes), (rows, lanes), (4,)))
     return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+
+
+def _store(ref: Ref, value: jax.Array) -> None:
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:  # before JAX 0.12
+        ref[...] = value
 
 
 def _fence() -> None:
