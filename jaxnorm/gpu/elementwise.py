@@ -15,8 +15,6 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
-from jaxnorm.arguments import Activation
-
 # The types of jax.extend.core, which its stubs do not export.
 Traced = Any  # ClosedJaxpr
 _Equation = Any  # JaxprEqn
@@ -107,38 +105,48 @@ _SUBSTITUTES: dict[str, Callable[..., jax.Array]] = {
 _COVERED = _PLAIN | _IDENTITIES | _SUBSTITUTES.keys() | {"integer_pow"}
 
 
-def trace(activation: Activation) -> Traced:
-    """z -> activation(z) on a float32 scalar."""
-    return jax.make_jaxpr(activation)(_SCALAR)
+def trace(activation: Callable[..., jax.Array], captures: int = 0) -> Traced:
+    """(z, *captures) -> activation(z, *captures) on float32 scalars."""
+    return jax.make_jaxpr(activation)(*[_SCALAR] * (1 + captures))
 
 
-def trace_pullback(activation: Activation) -> Traced:
-    """(z, dy) -> dz on float32 scalars."""
+def trace_pullback(activation: Callable[..., jax.Array], captures: int = 0) -> Traced:
+    """(z, *captures, dy) -> (dz, *dcaptures) on float32 scalars."""
 
-    def pullback(z: jax.Array, dy: jax.Array) -> jax.Array:
-        dz: jax.Array
-        (dz,) = jax.vjp(activation, z)[1](dy)
-        return dz
+    def pullback(*arguments: jax.Array) -> tuple[jax.Array, ...]:
+        *primals, dy = arguments
+        gradients: tuple[jax.Array, ...] = jax.vjp(activation, *primals)[1](dy)
+        return gradients
 
-    return jax.make_jaxpr(pullback)(_SCALAR, _SCALAR)
+    return jax.make_jaxpr(pullback)(*[_SCALAR] * (2 + captures))
 
 
 _SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def first_uncovered(activation: Activation | None) -> str | None:
+def first_uncovered(activation: Callable[..., jax.Array] | None, captures: int = 0) -> str | None:
     """The name of the first primitive of the activation or its pullback that the kernel cannot evaluate, or None."""
     if activation is None:
         return None
-    traces = (trace(activation), trace_pullback(activation))
+    traces = (trace(activation, captures), trace_pullback(activation, captures))
     return next((name for traced in traces for name in _uncovered(traced.jaxpr)), None)
 
 
 def evaluate(traced: Traced, *arguments: jax.Array) -> jax.Array:
-    """The traced function on arrays of one shape, inside a kernel."""
-    (result,) = _evaluate(traced.jaxpr, traced.consts, arguments)
-    whole: jax.Array = _full(result, arguments[0].shape)
-    return whole
+    """The one result of the traced function, inside a kernel: see evaluate_all."""
+    (result,) = evaluate_all(traced, *arguments)
+    return result
+
+
+def evaluate_all(traced: Traced, *arguments: jax.Array) -> list[jax.Array]:
+    """The results of the traced function, inside a kernel, each in the shape of the first argument.
+
+    Args:
+      traced: of trace or trace_pullback.
+      arguments: arrays of the shape of the first, or scalars.
+    """
+    results = _evaluate(traced.jaxpr, traced.consts, arguments)
+    return [_full(result, arguments[0].shape) for result in results]
 
 
 def _uncovered(jaxpr: _Jaxpr) -> Iterator[str]:
