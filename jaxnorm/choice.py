@@ -35,7 +35,7 @@ def find_tiles(
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
-    reason = _no_mosaic() or _not_evaluated(activation)
+    reason = _no_mosaic() or _not_evaluated(activation, captures)
     if reason is not None:
         return reason, reason
     batch, rows, lanes = shape
@@ -93,12 +93,12 @@ def _no_mosaic() -> NoTile | None:
     return None
 
 
-def _not_evaluated(activation: Activation | None) -> NoTile | None:
+def _not_evaluated(activation: Activation | None, captures: int) -> NoTile | None:
     if activation is None:
         return None
     from jaxnorm.gpu.elementwise import first_uncovered
 
-    primitive = first_uncovered(activation)
+    primitive = first_uncovered(activation, captures)
     if primitive is None:
         return None
     return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")

@@ -35,11 +35,11 @@ def instance_norm(
     residual: jax.Array | None,
     where: jax.Array | None,
     moments: Moments | None,
-) -> jax.Array:
-    """jaxnorm.instance_norm for checked arguments, by a fused implementation."""
+) -> tuple[jax.Array, xla.Statistics]:
+    """jaxnorm.instance_norm for checked arguments, by a fused implementation; and the statistics, as constants."""
     call = dataclasses.replace(call, activation=_comparable(call.activation))
-    y: jax.Array = _normalize(call, x, gamma, beta, captures, residual, where, moments)
-    return y
+    y, statistics = _normalize(call, x, gamma, beta, captures, residual, where, moments)
+    return y, statistics
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -52,7 +52,7 @@ def _normalize(
     residual: jax.Array | None,
     where: jax.Array | None,
     moments: Moments | None,
-) -> jax.Array:
+) -> tuple[jax.Array, xla.Statistics]:
     dtype = reference.statistics_dtype(x.dtype)
     # Converted first, so that the sum is formed before it is rounded to the dtype of the parameter.
     gamma = jnp.asarray(1 if gamma is None else gamma, dtype)
@@ -75,8 +75,9 @@ def _normalize(
     if moments is not None:
         center, variance = moments
         gamma = gamma * lax.rsqrt(variance + call.eps)
-    y, _ = _forward(call, Operands(x, gamma, beta, captures, residual, where, center))
-    return y
+    y, statistics = _forward(call, Operands(x, gamma, beta, captures, residual, where, center))
+    # The rules below ignore the cotangents of the statistics.
+    return y, lax.stop_gradient(statistics)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -94,7 +95,7 @@ def _forward_fwd(call: Call, operands: Operands) -> tuple[Any, Any]:
 
 
 def _forward_bwd(call: Call, saved: Any, cotangents: Any) -> tuple[Operands]:
-    # The statistics leave the op only to be saved here, so that their cotangents are zero.
+    # The statistics leave the op as constants, so that their cotangents are zero.
     dy, _ = cotangents
     operands, statistics = saved
     gradients = _backward_pass(call, operands, statistics, dy)

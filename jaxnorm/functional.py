@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import arguments, choice, derivatives, partitioning, reference
+from jaxnorm import arguments, choice, derivatives, partitioning, reference, xla
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
@@ -39,10 +40,10 @@ def instance_norm(
         y          = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)
 
     The statistics are right at any offset of the data: the variance is never E[x^2] - E[x]^2, and the mean is not
-    rounded to one number before it is subtracted. They are right for any magnitude up to half of the largest number of
-    their dtype (1.7e38), and NaN does not come from finite numbers up to there: should the squares of the deviations
-    overflow all the same, which takes an instance whose first positions are unlike the rest, its variance counts as
-    infinite.
+    rounded to one number before it is subtracted. They are right for any magnitude up to a fifth of the largest number
+    of their dtype (6e37 in float32), and NaN does not come from finite numbers up to there: where the squares of the
+    deviations overflow all the same, as when single numbers beyond 1e19 stand in an instance around 0, the variance
+    counts as infinite and y is activation(beta + residual).
 
     Args:
       x: ``(N, C, *spatial)`` with at least one spatial axis; float16, bfloat16, float32 or float64.
@@ -85,6 +86,39 @@ def instance_norm(
     [[2. 2. 2.]
      [2. 2. 2.]]
     """
+    y, _ = normalize(
+        x,
+        gamma,
+        beta,
+        eps,
+        channel_axis=channel_axis,
+        residual=residual,
+        activation=activation,
+        where=where,
+        moments=moments,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        implementation=implementation,
+    )
+    return y
+
+
+def normalize(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    *,
+    channel_axis: Axes,
+    residual: Any = None,
+    activation: Activation | None = None,
+    where: Any = None,
+    moments: Any = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Any = None,
+    implementation: Implementation | None = None,
+) -> tuple[jax.Array, xla.Statistics]:
+    """The result of instance_norm, and the statistics as constants, (N, C) each, for a running average."""
     x = arguments.check_input(x)
     channel_axes = arguments.check_channel_axes(x.shape, channel_axis)
     arguments.check_spatial(x.shape, channel_axes)
@@ -109,7 +143,7 @@ def instance_norm(
         name = axis_name if moments is None else None
         call = Call(channel_axes, eps, activation, residual is not None, name, implementation)
         return _fused(call, x, gamma, beta, (), residual, where, moments)
-    return reference.instance_norm(
+    y, statistics = reference.normalize(
         x,
         None if gamma is None else layout.expand(gamma),
         None if beta is None else layout.expand(beta),
@@ -122,6 +156,8 @@ def instance_norm(
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
+    center, delta, rstd = (jnp.broadcast_to(v, layout.expanded).reshape(layout.instances) for v in statistics)
+    return y, lax.stop_gradient(xla.Statistics(center, delta, rstd))
 
 
 def instance_moments(
@@ -186,16 +222,16 @@ def _given(moments: Any, layout: Layout, eps: float, dtype: Any) -> tuple[jax.Ar
     return mean, 0, lax.rsqrt(variance + eps)
 
 
-def _fused(call: Call, x: jax.Array, *others: Any) -> jax.Array:
-    """instance_norm by a fused implementation, wherever x lies.
+def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Statistics]:
+    """normalize by a fused implementation, wherever x lies.
 
     Args:
       call: the static half.
       x, others: the arguments of derivatives.instance_norm.
     """
     if is_explicit(x):
-        y: jax.Array = partitioning.over_explicit_axes(_fused, call, x, *others)
-        return y
+        y, statistics = partitioning.over_explicit_axes(_fused, call, x, *others)
+        return y, statistics
     is_whole = call.axis_name is None and not is_partly_manual(x)
     call = dataclasses.replace(call, device=target(x) if is_whole else None, split_by_jit=is_split_by_jit(x))
     if call.implementation == "pallas" and call.device is None:

@@ -40,6 +40,11 @@ class Layout:
         return tuple(self.shape[axis] for axis in self.instance_axes)
 
     @property
+    def expanded(self) -> tuple[int, ...]:
+        """(N, *channels) with size 1 on the spatial axes."""
+        return tuple(1 if axis in self.spatial_axes else size for axis, size in enumerate(self.shape))
+
+    @property
     def channels_last(self) -> bool:
         """Whether the channels are the lanes K of the view; else each channel of each sample is a B of its own."""
         return self.channel_axes[-1] == len(self.shape) - 1

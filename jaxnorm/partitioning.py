@@ -160,8 +160,8 @@ def _without_padding(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def over_explicit_axes(norm: Callable[..., jax.Array], call: Call, x: jax.Array, *others: Any) -> jax.Array:
-    """norm(call, x, *others) on the part of every device, where the type of x says how it is divided."""
+def over_explicit_axes(norm: Callable[..., Any], call: Call, x: jax.Array, *others: Any) -> Any:
+    """y and statistics of norm(call, x, *others) on the part of every device, as the type of x says."""
     sharding = jax.typeof(x).sharding
     mesh, layout = sharding.mesh, call.layout(x.shape)
     spec = _names_of_axes(sharding, x.ndim)
@@ -170,14 +170,14 @@ def over_explicit_axes(norm: Callable[..., jax.Array], call: Call, x: jax.Array,
     arguments = jax.tree.map(lambda v, p: jax.sharding.reshard(v, NamedSharding(mesh, p)), arguments, parts)
     spatial = tuple(name for axis in layout.spatial_axes for name in spec[axis])
     inner = dataclasses.replace(call, axis_name=(*as_names(call.axis_name), *spatial) or None)
-    y: jax.Array = jax.shard_map(
+    of_instance = _part(layout, spec, layout.instances)
+    return jax.shard_map(
         functools.partial(norm, inner),
         mesh=mesh,
         in_specs=parts,
-        out_specs=parts[0],
+        out_specs=(parts[0], of_instance),
         axis_names=set(mesh.explicit_axes),
     )(*arguments)
-    return y
 
 
 def _names_of_axes(sharding: NamedSharding, rank: int) -> tuple[tuple[str, ...], ...]:

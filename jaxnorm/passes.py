@@ -136,7 +136,7 @@ def plain_forward(call: Call, operands: Operands) -> jax.Array:
         y: jax.Array = z if call.activation is None else call.activation(z, *map(layout.expand, captures))
         return y
 
-    return reference.instance_norm(
+    y, _ = reference.normalize(
         x,
         layout.expand(gamma),
         layout.expand(beta),
@@ -148,6 +148,7 @@ def plain_forward(call: Call, operands: Operands) -> jax.Array:
         given=None if center is None else (layout.expand(center), 0, 1),
         axis_name=call.axis_name,
     )
+    return y
 
 
 def plain_backward(call: Call, operands: Operands, dy: jax.Array) -> xla.Gradients:

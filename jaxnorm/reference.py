@@ -22,34 +22,20 @@ def moments(
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance of x over the axes, kept at size 1, in at least float32; see statistics."""
-    center, scale, delta, variance = _moments(x, axes, where, axis_name, axis_index_groups)
-    return center + delta / scale, variance / scale / scale
-
-
-def statistics(
-    x: jax.Array,
-    axes: tuple[int, ...],
-    eps: float,
-    where: jax.Array | None = None,
-    axis_name: AxisName | None = None,
-    axis_index_groups: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean in two parts, center + delta, and 1 / sqrt(variance + eps) of x over the axes.
+    """Mean and biased variance of x.
 
     Args:
       x: float array.
       axes: the axes to reduce.
-      eps: added to the variance.
       where: bool, broadcastable to x; the positions that count.
       axis_name: mapped axis over which the positions of one instance are spread.
       axis_index_groups: groups of indices of that axis which share their instances.
 
     Returns:
-      center, delta and rstd, with the axes kept at size 1, in at least float32.
+      mean and variance, with the axes kept at size 1, in at least float32.
     """
     center, scale, delta, variance = _moments(x, axes, where, axis_name, axis_index_groups)
-    return center, *scaling.undo(delta, variance, scale, eps)
+    return center + delta / scale, variance / scale / scale
 
 
 def _moments(
@@ -82,7 +68,7 @@ def _moments(
     return center, scale, delta, total(jnp.square(deviation)) / count
 
 
-def instance_norm(
+def normalize(
     x: jax.Array,
     gamma: jax.Array | None,
     beta: jax.Array | None,
@@ -95,8 +81,8 @@ def instance_norm(
     given: tuple[jax.Array, Any, Any] | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
-) -> jax.Array:
-    """activation((x - mean) / sqrt(var + eps) * gamma + beta + residual), in the dtype of x.
+) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
+    """activation((x - mean) / sqrt(var + eps) * gamma + beta + residual), in the dtype of x; and the statistics.
 
     Args:
       x: float array.
@@ -114,8 +100,14 @@ def instance_norm(
         # A NaN in a position that does not count has no part in the gradient of rsqrt(variance + eps) either.
         broken = ~(jnp.broadcast_to(where, x.shape) | jnp.isfinite(x))
         x = jnp.where(broken, 0, x)
-    center, delta, rstd = given or statistics(x, axes, eps, where, axis_name, axis_index_groups)
-    z = ((x - center) - delta) * rstd
+    if given is None:
+        center, scale, delta, variance = _moments(x, axes, where, axis_name, axis_index_groups)
+        rstd = scaling.rstd_of(variance, scale, eps)
+        z = ((x * scale - center * scale) - delta) * rstd
+        delta, rstd = delta / scale, rstd * scale
+    else:
+        center, delta, rstd = given
+        z = ((x - center) - delta) * rstd
     if gamma is not None:
         z = z * gamma.astype(z.dtype)
     if beta is not None:
@@ -126,7 +118,7 @@ def instance_norm(
         z = activation(z)
     if broken is not None:
         z = jnp.where(broken, jnp.nan, z)
-    return z.astype(dtype)
+    return z.astype(dtype), (center, delta, rstd)
 
 
 def statistics_dtype(dtype: Any) -> Any:

@@ -22,14 +22,22 @@ def of(center: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(center) > large, jnp.asarray(scale, center.dtype), jnp.asarray(1, center.dtype))
 
 
-def undo(delta: jax.Array, variance: jax.Array, scale: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    """delta, and 1 / sqrt(variance + eps), of numbers from the scaled ones.
-
-    Where the squares overflow all the same, the variance is infinite: every finite number is normalized to 0. NaN
-    stays NaN.
-    """
-    overflows = variance == jnp.inf
+def rstd_of(variance: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """1 / sqrt(variance + eps), of numbers of that scale, from their variance."""
     # At least the smallest normal number, since eps may vanish beside a large offset: a constant instance gives 0.
     least = jnp.finfo(variance.dtype).tiny
-    rstd = scale * lax.rsqrt(jnp.maximum(variance + (eps * scale) * scale, least))
-    return jnp.where(overflows, 0, delta / scale), rstd
+    return lax.rsqrt(jnp.maximum(variance + (eps * scale) * scale, least))
+
+
+def undo(
+    center: jax.Array, delta: jax.Array, variance: jax.Array, scale: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """center, delta and 1 / sqrt(variance + eps), of numbers, from delta and variance of the scaled ones.
+
+    Where the squares overflow all the same, or the result is less than a normal number, the variance counts as
+    infinite: every finite number is normalized to 0. NaN stays NaN.
+    """
+    rstd = scale * rstd_of(variance, scale, eps)
+    vanishes = (variance == jnp.inf) | (rstd < jnp.finfo(rstd.dtype).tiny)
+    center, delta, rstd = (jnp.where(vanishes, 0, value) for value in (center, delta / scale, rstd))
+    return center, delta, rstd

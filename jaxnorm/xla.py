@@ -192,4 +192,4 @@ def _statistics(
     delta = total / count
     variance = jnp.maximum(squares / count - jnp.square(delta), 0)
     variance = jnp.where(squares == jnp.inf, jnp.inf, variance)
-    return Statistics(center, *scaling.undo(delta, variance, scale, eps))
+    return Statistics(*scaling.undo(center, delta, variance, scale, eps))
