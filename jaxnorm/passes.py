@@ -187,9 +187,9 @@ def _kernel_forward(x: jax.Array, *operands: Any, **options: Any) -> Any:
     # Imported where it is wanted: Mosaic GPU takes a while, and a JAX without it still has the rest.
     from jaxnorm import pallas_kernel
 
-    gamma, beta, _captures, residual, _where, _center = operands
+    *of_kernel, _where, _center = operands
     # The results of a kernel are typed as the same on every device.
-    return vary_together(pallas_kernel.forward(x, gamma, beta, residual, **options), x)[0]
+    return vary_together(pallas_kernel.forward(x, *of_kernel, **options), x)[0]
 
 
 def _kernel_backward(
@@ -206,5 +206,5 @@ def _kernel_backward(
 ) -> Any:
     from jaxnorm import pallas_kernel
 
-    gradients = pallas_kernel.backward(x, statistics, gamma, beta, residual, dy, **options)
+    gradients = pallas_kernel.backward(x, statistics, gamma, beta, captures, residual, dy, **options)
     return vary_together(gradients, x)[0]

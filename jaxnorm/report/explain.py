@@ -39,7 +39,7 @@ class Pass:
         if isinstance(self.tile, NoTile):
             return f"{head}\n  why not the kernel: {self.tile.reason}"
         tile = self.tile
-        cluster = f"clusters of {tile.cluster}" if tile.cluster > 1 else "no clusters"
+        cluster = f"clusters of {tile.parts}" if tile.parts > 1 else "no clusters"
         return (
             f"{head}\n"
             f"  thread blocks: {tile.thread_blocks}, {cluster}\n"
