@@ -21,6 +21,7 @@ def find_tiles(
     *,
     residual: bool,
     activation: Activation | None,
+    captures: int = 0,
     device: Device | None,
 ) -> tuple[Tile | NoTile, Tile | NoTile]:
     """The kernel's tiles of the forward and the backward pass, or the reasons why it cannot run.
@@ -28,13 +29,13 @@ def find_tiles(
     Args:
       shape: (B, R, K), the canonical view.
       dtype: of x.
-      residual, activation: of the call.
+      residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
-    reason = _no_mosaic() or _not_evaluated(activation)
+    reason = _no_mosaic() or _not_evaluated(activation, captures)
     if reason is not None:
         return reason, reason
     batch, rows, lanes = shape
@@ -92,12 +93,12 @@ def _no_mosaic() -> NoTile | None:
     return None
 
 
-def _not_evaluated(activation: Activation | None) -> NoTile | None:
+def _not_evaluated(activation: Activation | None, captures: int) -> NoTile | None:
     if activation is None:
         return None
     from jaxnorm.gpu.elementwise import first_uncovered
 
-    primitive = first_uncovered(activation)
+    primitive = first_uncovered(activation, captures)
     if primitive is None:
         return None
     return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")

@@ -175,6 +175,30 @@ def test_nan_stays_in_its_instance(view, bad):
         np.testing.assert_array_equal(np.asarray(got)[everywhere], np.asarray(want)[everywhere])
 
 
+@pytest.fixture
+def x64_in_all_threads():
+    """The thread blocks of a cluster are threads, which jax.enable_x64 of this one does not reach."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+@pytest.mark.parametrize("view", [LAST, FIRST], ids=["last", "first"])
+@pytest.mark.usefixtures("x64_in_all_threads")
+def test_with_x64(view, cluster):
+    """Python numbers are 64 bits wide then; the kernel's own are not."""
+    check(data(view, "float32", residual=True, offset=3.0), "exact_gelu", cluster)
+
+
+@pytest.mark.parametrize("view", [LAST, FIRST, SMALL], ids=["last", "first", "small"])
+def test_without_the_store_of_newer_jax(view, monkeypatch):
+    """Before 0.12 Mosaic GPU stores by assignment."""
+    monkeypatch.delattr(plgpu, "store", raising=False)
+    check(data(view, "float32", residual=True), "relu")
+
+
 @pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (LAST, 2)])
 def test_captures(view, cluster):
     """A learned slope and offset: their gradients per instance, against JAX's in float64."""
