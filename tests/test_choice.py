@@ -10,7 +10,7 @@ import jaxnorm
 from jaxnorm import choice
 from jaxnorm.gpu import devices
 from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.gpu.tiling import NoTile, Tile
+from jaxnorm.gpu.tile import NoTile, Tile
 
 VIEW = (8, 4096, 256)
 

@@ -8,7 +8,7 @@ import pytest
 
 import jaxnorm
 from jaxnorm.__main__ import main
-from jaxnorm.gpu.tiling import NoTile
+from jaxnorm.gpu.tile import NoTile
 from jaxnorm.report import selfcheck, stopwatch
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.gpu.tiling import NoTile, find_tile, is_worth_meeting, tile_of_rows
+from jaxnorm.gpu.tile import NoTile
+from jaxnorm.gpu.tiling import find_tile, is_worth_meeting, tile_of_rows
 
 H100 = DEVICES["H100"]
 HOPPER_AND_NEWER = [device for device in DEVICES.values() if device.compute_capability >= (9, 0)]

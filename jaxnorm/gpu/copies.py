@@ -9,6 +9,7 @@ What a block does not hold (Tile.streamed) it reads from global memory each time
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxnorm.gpu.tiling import Tile
+from jaxnorm.gpu.devices import interpreted
+from jaxnorm.gpu.tile import Tile
 
 # A reference to memory in a kernel.
 Ref = Any
@@ -204,11 +206,86 @@ class Bulk(Copies):
         return self._rows(self._first_row(box), tile.rows)
 
 
-WAYS: dict[str, type[Copies]] = {"bulk": Bulk}
+class Plain(Copies):
+    """Into shared memory box by box; results go to global memory from registers.
+
+    Nothing here checks bounds. So a box that would reach beyond the end of the array is moved back to end there, and
+    what was seen before does not count in it.
+    """
+
+    def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
+        super().__init__(tile, place, sources, targets, scratch)
+
+    @staticmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        transforms: tuple[Any, ...] = ()
+        if tile.row_bytes > 16:
+            # What cp.async takes for some lanes of an array; without, it takes whole arrays for granted.
+            transforms = (plgpu.TilingTransform((8, tile.lanes)), plgpu.SwizzleTransform(tile.row_bytes))  # type: ignore[abstract]
+        return [plgpu.SMEM((tile.boxes, tile.rows, tile.lanes), dtype, transforms=transforms)] * tile.arrays
+
+    def start(self) -> None:
+        """Through registers, which is what the interpreter knows."""
+
+        @pl.loop(0, self.tile.boxes)
+        def _(box: Any) -> None:
+            @pl.loop(0, self.tile.rows, step=self.tile.chunk)
+            def _(row: Any) -> None:
+                where = self._rows(self._first_row(box) + row, self.tile.chunk)
+                values = [plgpu.load(ref.at[where], layout=self.layout, optimized=False) for ref in self.sources]
+                for buffer, value in zip(self.buffers, values, strict=True):
+                    store(buffer.at[box, pl.ds(row, self.tile.chunk)], value)
+
+    def wait(self, box: Any) -> None:
+        """Everything is there after start."""
+
+    def give_back(self, box: Any) -> None:
+        """Everything is there after write."""
+
+    def finish(self) -> None:
+        """Everything is there after write."""
+
+    def chunk(self, box: Any, row: Any) -> Chunk:
+        low = self._unmoved(box) if self.tile.ragged else None
+        return Chunk(box, row, self._first_row(box) + row, low=low)
+
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        self._store(number, chunk, values)
+
+    def _unmoved(self, box: Any) -> Any:
+        return self.place.rank * self.tile.block_rows + box * self.tile.rows
+
+    def _first_row(self, box: Any) -> Any:
+        unmoved, last = self._unmoved(box), self.tile.extent - self.tile.rows
+        return min(unmoved, last) if isinstance(unmoved, int) else jnp.minimum(unmoved, last)
+
+
+class Asynchronous(Plain):
+    """With cp.async: the boxes are on their way all at once, and counted as they come."""
+
+    def start(self) -> None:
+        for box in range(self.tile.boxes):
+            for source, buffer in zip(self.sources, self.buffers, strict=True):
+                plgpu.copy_gmem_to_smem(
+                    source.at[self._rows(self._first_row(box), self.tile.rows)],
+                    buffer.at[box],
+                    oob_mode=plgpu.OOBFillMode.PROMISE_IN_BOUNDS,
+                )
+
+    def wait(self, box: Any) -> None:
+        for known in range(self.tile.boxes):
+            # How many may still be on their way is part of the instruction.
+            later = (self.tile.boxes - 1 - known) * self.tile.arrays
+            pl.when(box == known)(functools.partial(plgpu.wait_gmem_to_smem, later))
 
 
 def way(tile: Tile) -> type[Copies]:
-    return WAYS[tile.copies]
+    """The class for a tile."""
+    if tile.copies == "bulk":
+        return Bulk
+    # cp.async moves 16 bytes per thread, 4 warps side by side; the interpreter and JAX before 0.12 do not have it.
+    whole = tile.rows * tile.row_bytes % 2048 == 0 and tile.rows % 32 == 0 and tile.row_bytes > 16
+    return Asynchronous if whole and not interpreted() and hasattr(plgpu, "wait_gmem_to_smem") else Plain
 
 
 def registers(lanes: int) -> Any:

@@ -9,7 +9,7 @@ import jax
 from jaxnorm import arguments, choice, reference
 from jaxnorm.arguments import Activation, Axes
 from jaxnorm.gpu.devices import DEVICES, Device, facts, named
-from jaxnorm.gpu.tiling import NoTile, Tile
+from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.layout import Layout
 
 # What plain XLA reads and writes, in sizes of x: a sixteenth for the provisional center, then x for the sums, x and y
