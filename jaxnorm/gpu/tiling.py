@@ -15,6 +15,8 @@ _BULK_CAPABILITY = (9, 0)
 _ALIGNMENT = 16
 # TMA copies at most 256 rows at once.
 _BOX_ROWS = 256
+# More boxes than a thread block ever has.
+_MANY_BOXES = 64
 # Several boxes per tile, so that the first are summed while the others are still on their way.
 _BOXES = 4
 # Rows of shared memory, in bytes: 128 is a cache line. 32 is a sector, the least that DRAM gives out.
@@ -172,22 +174,29 @@ def _held_in_part(
 ) -> list[Tile]:
     """A group of all SMs that holds as much as there is room for, if that is worth it."""
     bulk = device.compute_capability >= _BULK_CAPABILITY
-    needed = -(-shape[1] // device.sm_count)
-    chunk = _chunk(needed, lanes)
     copies: Copies = "bulk" if bulk else "plain"
-    tile = Tile(reduces, shape, chunk, lanes, 1, chunk, device.sm_count, arrays, itemsize, copies, "group")
-    room = (device.shared_memory - tile.shared_memory) // arrays // tile.row_bytes + chunk
-    rows = _BOX_ROWS if bulk else room // _BOXES // chunk * chunk
-    if not chunk <= rows <= room:
+    needed = -(-shape[1] // device.sm_count)
+    nothing = Tile(reduces, shape, 0, lanes, _MANY_BOXES, 1, 1, arrays, itemsize, copies)
+    room = (device.shared_memory - nothing.shared_memory) // arrays // nothing.row_bytes
+    chunk = _chunk(min(needed, max(room // _BOXES, 1)), lanes)
+    sizes = {min(room // boxes // chunk * chunk, _BOX_ROWS if bulk else room) for boxes in range(_BOXES, 2 * _BOXES)}
+    rows = max(sizes, key=lambda rows: (room // rows * rows, rows) if rows else (0, 0))
+    if rows == 0:
         return []
-    held = room // rows * rows
+    # A buffer is rounded up to its alignment: one box less than there is room for may be needed.
+    held = next(n * rows for n in range(room // rows, 0, -1) if _fits(nothing, rows, n, device))
     # The last block of an instance moves back what would reach beyond its end: it must have that much.
     for streamed in range(_round_up(max(needed - held, chunk), chunk), shape[1], chunk):
         parts = -(-shape[1] // (held + streamed))
-        tile = dataclasses.replace(tile, rows=rows, boxes=held // rows, streamed=streamed, parts=parts)
+        tile = dataclasses.replace(nothing, rows=rows, boxes=held // rows, chunk=chunk, parts=parts, streamed=streamed)
         if _last_has(tile, chunk if bulk else rows):
+            tile = dataclasses.replace(tile, meeting="group" if parts > 1 else "alone")
             return [tile] if tile.share * arrays >= _LEAST_HELD_ARRAYS else []
     return []
+
+
+def _fits(tile: Tile, rows: int, boxes: int, device: Device) -> bool:
+    return dataclasses.replace(tile, rows=rows, boxes=boxes).shared_memory <= device.shared_memory
 
 
 def _lanes(itemsize: int) -> list[int]:
