@@ -4,16 +4,13 @@ first order    backward() of the implementation, from x and the small statistics
 second order   JAX differentiates the plain formula, recomputed from x, and so on to any order
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxnorm import partitioning, passes, reference, xla
-from jaxnorm.arguments import Activation
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call
 from jaxnorm.placement import vary_together
@@ -23,7 +20,6 @@ def instance_norm(
     call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None, residual: jax.Array | None
 ) -> jax.Array:
     """jaxnorm.instance_norm for checked arguments, by a fused implementation."""
-    call = dataclasses.replace(call, activation=_comparable(call.activation))
     y: jax.Array = _normalize(call, x, gamma, beta, residual)
     return y
 
@@ -103,27 +99,3 @@ def _backward_bwd(call: Call, saved: Any, cotangents: xla.Gradients) -> tuple[An
 
 
 _backward.defvjp(_backward_fwd, _backward_bwd)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ComparablePartial:
-    """A functools.partial that equals another one of the same function and arguments."""
-
-    function: Callable[..., jax.Array]
-    args: tuple[Any, ...]
-    keywords: tuple[tuple[str, Any], ...]
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        return self.function(*self.args, z, **dict(self.keywords))
-
-
-def _comparable(activation: Activation | None) -> Activation | None:
-    """Keeps functools.partial(jax.nn.leaky_relu, ...) written into the call from compiling anew at every call."""
-    if not isinstance(activation, functools.partial):
-        return activation
-    comparable = _ComparablePartial(activation.func, activation.args, tuple(sorted(activation.keywords.items())))
-    try:
-        hash(comparable)
-    except TypeError:
-        return activation
-    return comparable

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxnorm import arguments, choice, derivatives, partitioning, reference
+from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
@@ -88,7 +88,7 @@ def instance_norm(
     eps = arguments.check_eps(eps, dtype)
     where = arguments.check_where(where, x.shape)
     arguments.check_axis_name(axis_name, axis_index_groups)
-    captures = arguments.check_activation(activation, dtype)
+    prepared = activations.prepare(activation, dtype)
     arguments.check_implementation(implementation)
     layout = Layout(x.shape, channel_axes)
 
@@ -96,10 +96,11 @@ def instance_norm(
         "where": where is not None,
         f"axis_name={axis_name!r} outside shard_map": not is_manual(x, axis_name),
         "axis_index_groups": axis_index_groups is not None,
-        "an activation that closes over traced values": captures,
+        "an activation that closes over traced values": any(isinstance(c, jax.core.Tracer) for c in prepared.captures),
     }
     if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
-        call = Call(channel_axes, eps, activation, residual is not None, axis_name, implementation)
+        fused_activation = activation if prepared.captures else prepared.function
+        call = Call(channel_axes, eps, fused_activation, residual is not None, axis_name, implementation)
         return _fused(call, x, gamma, beta, residual)
     return reference.instance_norm(
         x,
