@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-Activation = Callable[[jax.Array], jax.Array]
+Activation = Callable[..., jax.Array]
 Axes = int | Iterable[int]
 AxisName = str | Sequence[str]
 Implementation = Literal["pallas", "xla", "reference"]
@@ -204,57 +204,6 @@ def check_axis_name(axis_name: Any, axis_index_groups: Any) -> None:
         raise ValueError(
             f"axis_index_groups needs axis_name, the mapped axis it divides: got {axis_index_groups!r} without one."
         )
-
-
-def check_activation(activation: Any, dtype: Any) -> bool:
-    """Checks that the activation is elementwise; returns whether it closes over traced values.
-
-    It is traced on a scalar: what is elementwise keeps a scalar a scalar, whereas a softmax or a slope per channel
-    does not. Gradients with respect to values it closes over exist only in plain differentiable code.
-    """
-    if activation is None:
-        return False
-    if not callable(activation):
-        raise TypeError(
-            f"activation must be None or an elementwise function: got {type(activation).__name__} {activation!r}. "
-            "Pass the function itself, for example jax.nn.relu."
-        )
-    if not _is_hashable(activation):
-        raise TypeError(
-            f"activation must be hashable, since it is static under jit: got {type(activation).__name__}. "
-            "Wrap it in a function, or give its class a __hash__."
-        )
-    captures = False
-    # A scalar, which is what a function of one axis fails on, and more, which is what a sum does not keep.
-    for shape in ((), (2, 3)):
-        captures |= _traces_elementwise(activation, shape, jnp.dtype(dtype))
-    return captures
-
-
-def _traces_elementwise(activation: Activation, shape: tuple[int, ...], dtype: Any) -> bool:
-    """Whether the activation closes over traced values; raises if it does not keep the shape and the dtype."""
-    rule = f"activation must be elementwise and keep shape and dtype: {activation!r}"
-    what = f"{'an array' if shape else 'a scalar'} of {dtype.name}"
-    try:
-        traced = jax.make_jaxpr(activation)(jax.ShapeDtypeStruct(shape, dtype))
-    except Exception as error:
-        cause = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{rule} failed on {what} ({cause}). Write it with functions of jax.numpy, or apply it after the norm."
-        ) from error
-    out = [(aval.shape, aval.dtype.name) for aval in traced.out_avals]
-    if out != [(shape, dtype.name)]:
-        became = f"shape {out[0][0]} and {out[0][1]}" if len(out) == 1 else f"{len(out)} results"
-        raise ValueError(f"{rule} turned {what}, shape {shape}, into {became}. Apply it after the norm.")
-    return any(isinstance(constant, jax.core.Tracer) for constant in traced.consts)
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def check_implementation(implementation: Any) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import arguments, choice, derivatives, partitioning, reference, xla
+from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference, xla
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
@@ -130,19 +130,18 @@ def normalize(
     where = arguments.check_where(where, x.shape)
     moments = arguments.check_moments(moments, x.shape, channel_axes, where)
     arguments.check_axis_name(axis_name, axis_index_groups)
-    captures = arguments.check_activation(activation, dtype)
+    prepared = activations.prepare(activation, dtype)
     arguments.check_implementation(implementation)
     layout = Layout(x.shape, channel_axes)
 
     needs = {
         f"axis_name={axis_name!r} outside shard_map": moments is None and not is_manual(x, axis_name),
         "axis_index_groups": moments is None and axis_index_groups is not None,
-        "an activation that closes over traced values": captures,
     }
     if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
         name = axis_name if moments is None else None
-        call = Call(channel_axes, eps, activation, residual is not None, name, implementation)
-        return _fused(call, x, gamma, beta, (), residual, where, moments)
+        call = Call(channel_axes, eps, prepared.function, residual is not None, name, implementation)
+        return _fused(call, x, gamma, beta, prepared.captures, residual, where, moments)
     y, statistics = reference.normalize(
         x,
         None if gamma is None else layout.expand(gamma),

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxnorm import arguments, choice, reference
+from jaxnorm import activations, arguments, choice, reference
 from jaxnorm.arguments import Activation, Axes
 from jaxnorm.gpu.devices import DEVICES, Device, facts, named
 from jaxnorm.gpu.tiling import NoTile, Tile
@@ -106,10 +106,17 @@ def explain(
     shape, dtype = tuple(x.shape), jax.numpy.dtype(x.dtype)
     channel_axes = arguments.check_channel_axes(shape, channel_axis)
     arguments.check_spatial(shape, channel_axes)
-    arguments.check_activation(activation, reference.statistics_dtype(dtype))
+    prepared = activations.prepare(activation, reference.statistics_dtype(dtype))
     view = Layout(shape, channel_axes).view_shape
     gpu = _device(device)
-    tiles = choice.find_tiles(view, dtype, residual=residual, activation=activation, device=gpu)
+    tiles = choice.find_tiles(
+        view,
+        dtype,
+        residual=residual,
+        activation=prepared.function,
+        captures=len(prepared.captures),
+        device=gpu,
+    )
     size = math.prod(shape) * dtype.itemsize
     differentiated = residual and activation is not None
     # Read and written besides: the residual forward, the residual and its gradient backward.
