@@ -137,6 +137,8 @@ def normalize(
     needs = {
         f"axis_name={axis_name!r} outside shard_map": moments is None and not is_manual(x, axis_name),
         "axis_index_groups": moments is None and axis_index_groups is not None,
+        # Its trace belongs to the mesh, and the part of one device does not.
+        "an activation that closes over arrays, on Explicit axes": bool(prepared.captures) and is_explicit(x),
     }
     if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
         name = axis_name if moments is None else None

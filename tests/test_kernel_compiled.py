@@ -48,7 +48,7 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 def reports(*arguments, x64=False):
     """What aot_report.py prints."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS.parent / "benchmarks")))
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(x64)}
     command = [sys.executable, str(TESTS / "aot_report.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
