@@ -12,7 +12,7 @@ from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call
-from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit
+from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit, varies
 
 
 def instance_norm(
@@ -137,8 +137,11 @@ def normalize(
     needs = {
         f"axis_name={axis_name!r} outside shard_map": moments is None and not is_manual(x, axis_name),
         "axis_index_groups": moments is None and axis_index_groups is not None,
-        # Its trace belongs to the mesh, and the part of one device does not.
-        "an activation that closes over arrays, on Explicit axes": bool(prepared.captures) and is_explicit(x),
+        # A trace on scalars has the types of no mesh.
+        "an activation that closes over arrays, on Explicit axes or in shard_map(check_vma=True)": bool(
+            prepared.captures
+        )
+        and (is_explicit(x) or varies(x, gamma, beta, residual, prepared.captures)),
     }
     if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
         name = axis_name if moments is None else None
@@ -237,7 +240,15 @@ def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Stati
     call = dataclasses.replace(call, device=target(x) if is_whole else None, split_by_jit=is_split_by_jit(x))
     if call.implementation == "pallas" and call.device is None:
         call = dataclasses.replace(call, device=_interpreted_device(call, x), split_by_jit=False)
-    return derivatives.instance_norm(call, x, *others)
+    try:
+        return derivatives.instance_norm(call, x, *others)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{error} Pass implementation='reference' to jaxnorm for forward mode (jvp, jacfwd, hessian) straight "
+            "through it. Forward mode of a gradient, as for Hessian-vector products, works with any."
+        ) from error
 
 
 def _interpreted_device(call: Call, x: jax.Array) -> Device:

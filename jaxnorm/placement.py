@@ -54,6 +54,11 @@ def vary_together(*values: Any) -> Any:
     return jax.tree.map(vary, values)
 
 
+def varies(*values: Any) -> bool:
+    """Whether any of the values, as in vary_together, may differ between devices inside shard_map."""
+    return any(map(_axes, jax.tree.leaves(values)))
+
+
 def _axes(array: jax.Array) -> frozenset[Any]:
     axes: frozenset[Any] = jax.typeof(array).manual_axis_type.varying
     return axes
