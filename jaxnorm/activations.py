@@ -1,11 +1,14 @@
 """What an activation is: an elementwise function, checked, comparable, with the scalars it closes over as arguments."""
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # type: ignore[attr-defined]
 
 from jaxnorm import comparable, positionwise
@@ -49,7 +52,32 @@ def prepare(activation: Any, dtype: Any) -> Prepared:
             f"activation must be hashable, since it is static under jit: got {type(activation).__name__}. "
             "Wrap it in a function, or give its class a __hash__."
         )
-    dtype = jnp.dtype(dtype)
+    constant = _constant_key(activation)
+    if constant is not None:
+        return _prepare_once(_Comparable(activation, constant), jnp.dtype(dtype))
+    return _prepare(activation, jnp.dtype(dtype))
+
+
+def _constant_key(activation: Activation) -> Hashable | None:
+    """What tells a function of JAX, or a partial of one and numbers, from others; None for all that may change."""
+    if isinstance(activation, functools.partial):
+        arguments = (*activation.args, *activation.keywords.values())
+        function = _constant_key(activation.func)
+        if function is None or not all(isinstance(value, (bool, int, float, str, np.generic)) for value in arguments):
+            return None
+        return function, tuple(activation.keywords), tuple(map(comparable.constant_key, arguments))
+    module, name = getattr(activation, "__module__", None) or "", getattr(activation, "__name__", "")
+    is_of_jax = module.startswith("jax.") and getattr(sys.modules.get(module), name, None) is activation
+    return activation if is_of_jax else None
+
+
+@functools.lru_cache(maxsize=256)
+def _prepare_once(comparable_activation: "_Comparable", dtype: Any) -> Prepared:
+    prepared = _prepare(comparable_activation.activation, dtype)
+    return prepared if prepared.captures else Prepared(comparable_activation)
+
+
+def _prepare(activation: Activation, dtype: Any) -> Prepared:
     on_scalar = _trace(activation, (), dtype)
     _check_captures(activation, on_scalar)
     _check_positions(activation, on_scalar, dtype)
