@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
+from jaxnorm import scaling
 from jaxnorm.gpu import elementwise, meeting
 from jaxnorm.gpu.block import Block, launch, partials_type, values_from_kernel, values_to_kernel, values_type
 from jaxnorm.gpu.copies import Chunk, Ref
@@ -126,10 +126,10 @@ def _forward(
 
     def instance() -> None:
         first = block.first_values(x)
-        magnitude, unit = _magnitude_and_unit(first)
-        parts = block.exchange(_part_moments(block, first, magnitude, unit))
-        moments = meeting.merged_moments(parts, block.count, tile.positions, unit)
-        center_value, delta_value, rstd_value = _statistics(moments, tile.positions, unit, eps)
+        scale = scaling.of(first)
+        parts = block.exchange(_part_moments(block, first, scale))
+        merged = meeting.merged_moments(parts, block.count, tile.positions, scale)
+        center_value, delta_value, rstd_value = scaling.undo(*merged, scale, eps)
 
         @pl.when(block.rank == 0)
         def _() -> None:
@@ -137,11 +137,11 @@ def _forward(
                 block.write_values(ref, value)
 
         center, delta = block.spread(center_value), block.spread(delta_value)
-        scale, shift = block.spread(rstd_value * block.read_values(gamma)), block.spread(block.read_values(beta))
+        factor, shift = block.spread(rstd_value * block.read_values(gamma)), block.spread(block.read_values(beta))
         captured = [block.spread(block.read_values(value)) for value in captures]
 
         def normalize(chunk: Chunk, _: None) -> None:
-            z = ((block.read(0, chunk) - center) - delta) * scale + shift
+            z = ((block.read(0, chunk) - center) - delta) * factor + shift
             if residual is not None:
                 z = z + block.read(1, chunk)
             if activation is not None:
@@ -153,66 +153,35 @@ def _forward(
     block.for_each_instance(instance)
 
 
-def _part_moments(
-    block: Block, first: jax.Array, magnitude: jax.Array, unit: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Center, delta and the sum of squares around center + delta, over the positions that the block works on.
+def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments of the positions that the block works on: see meeting.merged_moments.
 
     The first pass is around one element of the instance: a constant instance then has exactly that for its center,
-    and at a large offset the sum rounds less. The second is around the center of the first, in a unit in which squares
-    do not overflow; both are powers of two, and 1 but for huge numbers.
+    and at a large offset the sum rounds less. The second is around the center of the first.
     """
-    scale = block.spread(unit)
+    spread_scale = block.spread(scale)
 
     def deviation(chunk: Chunk, around: jax.Array) -> jax.Array:
-        return block.inside(block.read(0, chunk) * scale - around, chunk)
+        # A product by a power of two and a difference, in one instruction and rounded once.
+        return block.inside(block.read(0, chunk) * spread_scale - around, chunk)
 
-    around_first = block.spread(first * unit)
-    # Divided by 1 at least: the last blocks of an instance may have nothing.
+    around_first = block.spread(first * scale)
     total = block.total(
         block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_held=True)
     )
-    center = first + total / jnp.maximum(block.held_count(), 1.0) * magnitude
-    around_center = block.spread(center * unit)
+    # Divided by 1 at least: the last blocks of an instance may have nothing.
+    center = first + total / jnp.maximum(block.held_count(), 1.0) / scale
+    around_center = block.spread(center * scale)
 
     def add(chunk: Chunk, totals: Any) -> Any:
         own = deviation(chunk, around_center)
         return totals[0] + own, totals[1] + own * own
 
     total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros())))
-    mean = total / jnp.maximum(block.count(block.rank), 1.0)
-    around_mean = jnp.maximum(squares - total * mean, 0.0)
-    # What overflowed stays infinite: see _statistics.
-    return center, mean * magnitude, jnp.where(squares == jnp.inf, squares, around_mean)
-
-
-def _statistics(
-    moments: tuple[jax.Array, ...], positions: int, unit: jax.Array, eps: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Center, delta and 1 / sqrt(var + eps); zeros where the sum of squares overflows all the same: y is beta then."""
-    center, delta, squares = moments
-    # Never 0, which it would be for a constant instance of huge numbers, whose eps is below the least float32.
-    variance = jnp.maximum(squares / positions + eps * (unit * unit), _TINY)
-    fits = squares != jnp.inf
-    rstd = unit * lax.rsqrt(variance)
-    return jnp.where(fits, center, 0.0), jnp.where(fits, delta, 0.0), jnp.where(fits, rstd, 0.0)
-
-
-_TINY = float(jnp.finfo(jnp.float32).tiny)
-
-
-def _magnitude_and_unit(first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A power of two and its inverse, such that |first| * unit can be squared; 1 for all but huge numbers."""
-    size = jnp.abs(first)
-
-    def power(exponent: float) -> jax.Array:
-        # Up to 2^40 a square is far from both ends of the range, also where millions are added; and so are
-        # 2^-24 to 2^40, and 2^4 to 2^28.
-        return jnp.where(
-            size > 2.0**104, 2.0 ** (100 * exponent), jnp.where(size > 2.0**40, 2.0 ** (64 * exponent), 1.0)
-        )
-
-    return power(1), power(-1)
+    delta = total / jnp.maximum(block.count(block.rank), 1.0)
+    around_mean = jnp.maximum(squares - total * delta, 0.0)
+    # What overflowed stays infinite: see scaling.undo.
+    return center, delta, jnp.where(squares == jnp.inf, squares, around_mean)
 
 
 def _backward(

@@ -52,28 +52,32 @@ def total(parts: Parts) -> Values:
     return parts.total(lambda _, *values: values)
 
 
-def merged_moments(parts: Parts, count: Callable[[Any], Any], positions: int, scale: Any) -> Values:
-    """The moments of an instance from those of its parts (Chan et al. 1983), around the center of the first.
+def merged_moments(
+    parts: Parts, count: Callable[[Any], Any], positions: int, scale: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Center, delta and variance of an instance from the moments of its parts (Chan et al. 1983).
 
     Args:
-      parts: of (center, delta, squares): the mean is center + delta, squares the sum of (scale * (x - mean))^2.
+      parts: of (center, delta, squares): the mean is center + delta / scale, and squares the sum of
+        (scale * (x - mean))^2. The center of the first part becomes that of the instance.
       count: the number of positions of a rank.
       positions: of the instance.
-      scale: of the squares.
+      scale: as above; of the variance its square.
     """
     if parts.number == 1:
-        return parts.first
+        center, delta, squares = parts.first
+        return center, delta, squares / positions
     center = parts.first[0]
 
     def mean(own: jax.Array, delta: jax.Array) -> jax.Array:
-        return (own - center) + delta
+        return scale * (own - center) + delta
 
     (weighted,) = parts.total(lambda rank, own, delta, _: (count(rank) * mean(own, delta),))
     merged = weighted / positions
     (squares,) = parts.total(
-        lambda rank, own, delta, squares: (squares + count(rank) * jnp.square(scale * (mean(own, delta) - merged)),)
+        lambda rank, own, delta, squares: (squares + count(rank) * jnp.square(mean(own, delta) - merged),)
     )
-    return center, merged, squares
+    return center, merged, squares / positions
 
 
 class Meeting(abc.ABC):
