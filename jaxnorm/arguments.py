@@ -16,9 +16,14 @@ Implementation = Literal["pallas", "xla", "reference"]
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array of JAX, NumPy or the like, or describes one; a list or a number is not."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
 def check_input(x: Any) -> jax.Array:
     """Returns x as an array, after checking its type, dtype and rank."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if not is_array(x):
         raise TypeError(
             f"x must be an array of shape (N, C, *spatial): got {type(x).__name__}. Convert it with jnp.asarray."
         )

@@ -70,7 +70,8 @@ def merged_moments(
     center = parts.first[0]
 
     def mean(own: jax.Array, delta: jax.Array) -> jax.Array:
-        return scale * (own - center) + delta
+        mean: jax.Array = scale * (own - center) + delta
+        return mean
 
     (weighted,) = parts.total(lambda rank, own, delta, _: (count(rank) * mean(own, delta),))
     merged = weighted / positions
