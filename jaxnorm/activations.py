@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # type: ignore[attr-defined]
+from jax import lax
 
-from jaxnorm import comparable, positionwise
+from jaxnorm import comparable, positionwise, replay
 from jaxnorm.arguments import Activation
 
 
@@ -29,12 +29,13 @@ class Prepared:
     captures: tuple[jax.Array, ...] = ()
 
 
-def prepare(activation: Any, dtype: Any) -> Prepared:
+def prepare(activation: Any, dtype: Any, varying: Collection[Any] = ()) -> Prepared:
     """Checks an activation, and makes arguments of the arrays that it closes over.
 
     Args:
       activation: of jaxnorm.instance_norm.
       dtype: that it is given and must keep.
+      varying: inside shard_map, the axes that what it is given varies over.
 
     Raises:
       TypeError: it is no function, or cannot be hashed.
@@ -55,7 +56,7 @@ def prepare(activation: Any, dtype: Any) -> Prepared:
     constant = _constant_key(activation)
     if constant is not None:
         return _prepare_once(_Comparable(activation, constant), jnp.dtype(dtype))
-    return _prepare(activation, jnp.dtype(dtype))
+    return _prepare(activation, jnp.dtype(dtype), tuple(varying))
 
 
 def _constant_key(activation: Activation) -> Hashable | None:
@@ -73,26 +74,29 @@ def _constant_key(activation: Activation) -> Hashable | None:
 
 @functools.lru_cache(maxsize=256)
 def _prepare_once(comparable_activation: "_Comparable", dtype: Any) -> Prepared:
-    prepared = _prepare(comparable_activation.activation, dtype)
+    prepared = _prepare(comparable_activation.activation, dtype, ())
     return prepared if prepared.captures else Prepared(comparable_activation)
 
 
-def _prepare(activation: Activation, dtype: Any) -> Prepared:
-    on_scalar = _trace(activation, (), dtype)
+def _prepare(activation: Activation, dtype: Any, varying: tuple[Any, ...]) -> Prepared:
+    def trace(*shape: int) -> Any:
+        return _trace(activation, shape, dtype, varying)
+
+    on_scalar = trace()
     _check_captures(activation, on_scalar)
-    _check_positions(activation, on_scalar, dtype)
+    _check_positions(activation, on_scalar, trace)
     if any(map(_is_hoisted, on_scalar.consts)):
         return _hoisted(on_scalar, dtype)
     return Prepared(_Comparable(activation, comparable.key(on_scalar)))
 
 
-def _check_positions(activation: Activation, on_scalar: Any, dtype: Any) -> None:
+def _check_positions(activation: Activation, on_scalar: Any, trace: Callable[..., Any]) -> None:
     """Raises if what an activation does at a position depends on others, on their number or on where they are."""
-    on_array = _trace(activation, positionwise.POSITIONS, dtype)
+    on_array = trace(*positionwise.POSITIONS)
     reason = positionwise.obstacle(on_array)
     if reason is None and positionwise.steps(on_array) != positionwise.steps(on_scalar):
         # A lax.cond on a scalar may well be a select on an array: two arrays decide.
-        other = _trace(activation, (*positionwise.POSITIONS, 107), dtype)
+        other = trace(*positionwise.POSITIONS, 107)
         if positionwise.steps(on_array) != positionwise.steps(other):
             reason = "the shape of the array decides what is computed"
     if reason is not None:
@@ -102,14 +106,14 @@ def _check_positions(activation: Activation, on_scalar: Any, dtype: Any) -> None
         )
 
 
-def _trace(activation: Activation, shape: tuple[int, ...], dtype: Any) -> Any:
+def _trace(activation: Activation, shape: tuple[int, ...], dtype: Any, varying: tuple[Any, ...]) -> Any:
     """Traces an activation; raises if it does not keep the shape and the dtype."""
     rule = f"activation must be elementwise and keep shape and dtype: {_name(activation)}"
     what = f"{'an array' if shape else 'a scalar'} of {dtype.name}"
 
     def anew(z: jax.Array) -> jax.Array:
         # JAX remembers traces by the function: one that is new sees what the activation closes over now.
-        return activation(z)
+        return activation(lax.pcast(z, varying, to="varying") if varying else z)
 
     try:
         traced = jax.make_jaxpr(anew)(jax.ShapeDtypeStruct(shape, dtype))
@@ -206,7 +210,7 @@ class _Hoisted:
         values = iter([_number([next(digits) for _ in range(_count(dtype))], dtype) for dtype in self.dtypes])
         consts = [next(values) if constant is None else constant for constant in self.consts]
         y: jax.Array
-        (y,) = jaxpr_as_fun(ClosedJaxpr(self.traced.jaxpr, consts))(z)
+        (y,) = replay.replay(self.traced.jaxpr, consts, z)
         return y
 
 

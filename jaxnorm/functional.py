@@ -10,7 +10,7 @@ from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call
-from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit
+from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit, varying_axes
 
 
 def instance_norm(
@@ -88,7 +88,7 @@ def instance_norm(
     eps = arguments.check_eps(eps, dtype)
     where = arguments.check_where(where, x.shape)
     arguments.check_axis_name(axis_name, axis_index_groups)
-    prepared = activations.prepare(activation, dtype)
+    prepared = activations.prepare(activation, dtype, varying_axes(x))
     arguments.check_implementation(implementation)
     layout = Layout(x.shape, channel_axes)
 

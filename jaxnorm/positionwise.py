@@ -146,8 +146,9 @@ def _walk(jaxpr: _Jaxpr, inputs: Sequence[_Value]) -> list[_Value]:
 
 def _apply(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
     name = equation.primitive.name
-    if name in _CALLS:
-        return _walk_closed(*_called(equation, inputs))
+    inner = called(equation)
+    if inner is not None:
+        return _walk_closed(inner, inputs)
     if name in _CONTROL_FLOW:
         return _CONTROL_FLOW[name](equation, inputs)
     result = _result(equation, _join(*inputs))
@@ -208,14 +209,16 @@ def _has_all_positions(shape: Iterable[int]) -> bool:
     return found in (sorted(POSITIONS), [math.prod(POSITIONS)])
 
 
-def _called(equation: _Equation, inputs: list[Any]) -> tuple[Traced, list[Any]]:
-    """What a call calls, closed, and with what."""
-    called = next(equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params)
-    return called if hasattr(called, "consts") else _Open(called), inputs
+def called(equation: _Equation) -> Traced | None:
+    """What a call calls, closed; None if it is none."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    inner = next(equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params)
+    return inner if hasattr(inner, "consts") else Open(inner)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Open:
+class Open:
     """A jaxpr without constants, in the place of a closed one."""
 
     jaxpr: _Jaxpr
@@ -240,7 +243,7 @@ def _while(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
 
 
 def _scan(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
-    consts, carried = _scan_counts(equation)
+    consts, carried = inner_counts(equation.params)
     scanned = consts + carried
     pieces = inputs[scanned:]
     for i, shape in enumerate(_shapes(equation.invars[scanned:])):
@@ -257,9 +260,8 @@ def _scan(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
     return [*carry, *stacked]
 
 
-def _scan_counts(equation: _Equation) -> tuple[int, int]:
-    """How many operands are constant, and how many are carried."""
-    parameters = equation.params
+def inner_counts(parameters: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constant, and how many are carried."""
     if "num_consts" in parameters:
         return parameters["num_consts"], parameters["num_carry"]
     consts, carry, _ = parameters["ft_in"].unpack()
@@ -307,8 +309,9 @@ def _add_steps(steps: list[Any], traced: Traced, operands: Sequence[Any]) -> lis
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, list(map(read, equation.invars))
         results = [None] * len(equation.outvars)
-        if name in _CALLS:
-            results = _add_steps(steps, *_called(equation, inputs))
+        call = called(equation)
+        if call is not None:
+            results = _add_steps(steps, call, inputs)
         elif name in _FORMAL:
             results = inputs
         else:
