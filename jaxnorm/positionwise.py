@@ -14,7 +14,7 @@ import dataclasses
 import enum
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -115,6 +115,57 @@ def obstacle(on_array: Traced) -> str | None:
         if isinstance(result, _Mixed):
             return result.reason
     return None
+
+
+def rule_obstacle(on_array: Traced) -> str | None:
+    """Why a derivative rule in the function, of custom_jvp or custom_vjp, is not known to be elementwise, or None."""
+    for equation in equations(on_array.jaxpr):
+        derivative = _DERIVATIVES.get(equation.primitive.name)
+        mixed = None if derivative is None else _join(*derivative(equation))
+        if isinstance(mixed, _Mixed):
+            return f"in a derivative rule {mixed.reason}"
+    return None
+
+
+def equations(jaxpr: _Jaxpr) -> Iterator[_Equation]:
+    """Those of the jaxpr and of all in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = called(equation)
+        for traced in _inner(equation) if inner is None else [inner]:
+            yield from equations(traced.jaxpr)
+
+
+def _kind(variable: Any) -> _Value:
+    """Of an operand of an equation that was found to keep positions apart."""
+    return _EACH if _has_positions(variable.aval.shape) else _SAME
+
+
+def _jvp_rule(equation: _Equation) -> list[_Value]:
+    """What the results of a rule of custom_jvp are."""
+    kinds = [_kind(variable) for variable in equation.invars[equation.params["num_consts"] :]]
+    rule, consts, _ = equation.params["jvp_jaxpr_fun"].call_wrapped(*[False] * len(kinds))
+    return _walk(rule, [*map(_constant, consts), *kinds, *kinds])
+
+
+def _vjp_rule(equation: _Equation) -> list[_Value]:
+    """What the gradients of a custom_vjp are, with respect to operands with positions."""
+
+    def function(*operands: Any) -> Any:
+        return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+
+    def pullback(operands: Any, cotangents: Any) -> Any:
+        gradients = zip(jax.vjp(function, *operands)[1](cotangents), equation.invars, strict=True)
+        return [gradient for gradient, variable in gradients if _kind(variable) is _EACH]
+
+    def types(variables: Any) -> list[Any]:
+        return [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in variables]
+
+    traced = jax.make_jaxpr(pullback)(types(equation.invars), types(equation.outvars))
+    return _walk_closed(traced, [_kind(variable) for variable in (*equation.invars, *equation.outvars)])
+
+
+_DERIVATIVES = {"custom_jvp_call": _jvp_rule, "custom_vjp_call": _vjp_rule}
 
 
 def _walk_closed(traced: Traced, inputs: Sequence[_Value]) -> list[_Value]:

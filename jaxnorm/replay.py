@@ -77,8 +77,12 @@ def _custom_jvp(parameters: dict[str, Any], inputs: list[Any]) -> Sequence[Any]:
     traced = parameters["call_jaxpr"]
     function = jax.custom_jvp(_function(traced if hasattr(traced, "consts") else Open(traced)))
 
+    mesh = getattr(traced, "jaxpr", traced).outvars[0].aval.sharding.mesh
+
     def rule(primals: Any, tangents: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        jaxpr, consts, is_zero = parameters["jvp_jaxpr_fun"].call_wrapped(*[False] * len(primals))
+        # JAX traces the rule now, but for the types of then.
+        with jax.sharding.use_abstract_mesh(mesh):
+            jaxpr, consts, is_zero = parameters["jvp_jaxpr_fun"].call_wrapped(*[False] * len(primals))
         # What the rule made for itself lies on the mesh that it was traced in.
         consts = [value if isinstance(value, jax.core.Tracer) else np.asarray(value) for value in consts]
         results = replay(jaxpr, consts, *primals, *vary_together(*primals, *tangents)[len(primals) :])
