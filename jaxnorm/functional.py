@@ -12,7 +12,7 @@ from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call
-from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit, varies
+from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit, varying_axes
 
 
 def instance_norm(
@@ -130,18 +130,13 @@ def normalize(
     where = arguments.check_where(where, x.shape)
     moments = arguments.check_moments(moments, x.shape, channel_axes, where)
     arguments.check_axis_name(axis_name, axis_index_groups)
-    prepared = activations.prepare(activation, dtype)
+    prepared = activations.prepare(activation, dtype, varying_axes(x))
     arguments.check_implementation(implementation)
     layout = Layout(x.shape, channel_axes)
 
     needs = {
         f"axis_name={axis_name!r} outside shard_map": moments is None and not is_manual(x, axis_name),
         "axis_index_groups": moments is None and axis_index_groups is not None,
-        # A trace on scalars has the types of no mesh.
-        "an activation that closes over arrays, on Explicit axes or in shard_map(check_vma=True)": bool(
-            prepared.captures
-        )
-        and (is_explicit(x) or varies(x, gamma, beta, residual, prepared.captures)),
     }
     if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
         name = axis_name if moments is None else None
