@@ -7,7 +7,6 @@ higher orders   JAX differentiates the plain formula, recomputed from x, in reve
 Forward mode straight through the custom_vjp is refused by JAX; implementation="reference" has none.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,6 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from jaxnorm import partitioning, passes, reference, xla
-from jaxnorm.arguments import Activation
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call, Operands
 from jaxnorm.placement import vary_together
@@ -37,7 +35,6 @@ def instance_norm(
     moments: Moments | None,
 ) -> tuple[jax.Array, xla.Statistics]:
     """jaxnorm.instance_norm for checked arguments, by a fused implementation; and the statistics, as constants."""
-    call = dataclasses.replace(call, activation=_comparable(call.activation))
     y, statistics = _normalize(call, x, gamma, beta, captures, residual, where, moments)
     return y, statistics
 
@@ -60,6 +57,8 @@ def _normalize(
     captures, moments = jax.tree.map(lambda value: value.astype(dtype), (captures, moments))
     if where is not None:
         where = jnp.expand_dims(where, tuple(range(x.ndim - where.ndim)))
+    instances = Layout(x.shape, call.channel_axes).instances
+    given = None if moments is None else _given(call, instances, moments)
     # As the rules of a custom_vjp must; and before per-instance values are broadcast, so that their gradients are
     # summed over the batch first and over the devices then.
     x, gamma, beta, captures, residual, where, moments = vary_together(
@@ -67,7 +66,6 @@ def _normalize(
     )
     # One of each per instance from here on: the sum over the batch of a shared parameter's gradient is then the
     # transpose of this broadcast, and conditional norm no special case.
-    instances = Layout(x.shape, call.channel_axes).instances
     gamma, beta, captures, moments = jax.tree.map(
         lambda value: jnp.broadcast_to(value, instances), (gamma, beta, captures, moments)
     )
@@ -77,7 +75,12 @@ def _normalize(
         gamma = gamma * lax.rsqrt(variance + call.eps)
     y, statistics = _forward(call, Operands(x, gamma, beta, captures, residual, where, center))
     # The rules below ignore the cotangents of the statistics.
-    return y, lax.stop_gradient(statistics)
+    return y, lax.stop_gradient(given or statistics)
+
+
+def _given(call: Call, instances: tuple[int, ...], moments: Moments) -> xla.Statistics:
+    mean, variance = (jnp.broadcast_to(value, instances) for value in moments)
+    return xla.Statistics(mean, jnp.zeros_like(mean), lax.rsqrt(variance + call.eps))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -148,27 +151,3 @@ def _tangent(function: Callable[..., Any], primals: Any, tangents: Any) -> Any:
         return function(*jax.tree.unflatten(structure, [given.get(i, value) for i, value in enumerate(values)]))
 
     return jax.jvp(of_moving, tuple(values[i] for i in moving), tuple(moves[i] for i in moving))[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class _ComparablePartial:
-    """A functools.partial that equals another one of the same function and arguments."""
-
-    function: Callable[..., jax.Array]
-    args: tuple[Any, ...]
-    keywords: tuple[tuple[str, Any], ...]
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        return self.function(*self.args, z, **dict(self.keywords))
-
-
-def _comparable(activation: Activation | None) -> Activation | None:
-    """Keeps functools.partial(jax.nn.leaky_relu, ...) written into the call from compiling anew at every call."""
-    if not isinstance(activation, functools.partial):
-        return activation
-    comparable = _ComparablePartial(activation.func, activation.args, tuple(sorted(activation.keywords.items())))
-    try:
-        hash(comparable)
-    except TypeError:
-        return activation
-    return comparable
