@@ -13,8 +13,9 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm import pallas_kernel
+from jaxnorm.gpu.cutting import plain_tile_of_rows, tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.tiling import find_tile, plain_tile_of_rows, tile_of_rows
+from jaxnorm.gpu.tiling import find_tile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device
 from jaxnorm.gpu.tile import NoTile
-from jaxnorm.gpu.tiling import find_tile, is_worth_meeting, tile_of_rows
+from jaxnorm.gpu.tiling import find_tile, is_worth_meeting
 
 H100 = DEVICES["H100"]
 
