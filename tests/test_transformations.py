@@ -71,6 +71,11 @@ def penalty(norm):
     return jax.grad(lambda *given: jnp.sum(jax.grad(energy(norm))(*given) ** 2), (0, 1, 2))
 
 
+def hessian_vector(norm):
+    """Forward over reverse, the usual recipe for products with the Hessian."""
+    return lambda *given: jax.jvp(gradients(norm), given, given)[1]
+
+
 def layers(norm):
     """Three layers that share their parameters, by scan."""
 
@@ -101,6 +106,8 @@ Y, FIRST, SECOND = 4, 10, 100
         (gradients, FIRST),
         (lambda norm: jax.jit(gradients(norm)), FIRST),
         (penalty, SECOND),
+        (hessian_vector, SECOND),
+        (lambda norm: jax.vmap(hessian_vector(norm), (0, None, None)), SECOND),
         (lambda norm: gradients(layers(norm)), SECOND),
         (in_shard_map(True), Y),
         (lambda norm: gradients(in_shard_map(True)(norm)), FIRST),
@@ -112,6 +119,8 @@ Y, FIRST, SECOND = 4, 10, 100
         "grad",
         "jit of grad",
         "grad of grad",
+        "hvp",
+        "vmap of hvp",
         "scan",
         "shard_map",
         "grad of shard_map",
