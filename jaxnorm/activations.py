@@ -157,8 +157,8 @@ def _check_captures(activation: Activation, traced: Any) -> None:
             )
         if not value.shape and not _is_real(value.dtype):
             raise ValueError(
-                f"What an activation closes over must be real numbers: {got}. Compute with it outside, or apply the "
-                "activation after the norm."
+                f"What an activation closes over must be real numbers: {got}. Compute with it outside, and make "
+                "a module of Flax outside too, or apply the activation after the norm."
             )
 
 
@@ -194,7 +194,7 @@ def _hoisted(traced: Any, dtype: Any) -> Prepared:
     values = list(filter(_is_hoisted, traced.consts))
     captures = tuple(digit for value in values for digit in _digits(value, dtype))
     key = (comparable.key(traced), tuple(map(comparable.constant_key, consts)))
-    return Prepared(_Hoisted(traced, consts, tuple(value.dtype for value in values), key), captures)
+    return Prepared(_Hoisted(traced.jaxpr, consts, tuple(value.dtype for value in values), key), captures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,13 +213,13 @@ class _Hoisted:
     """A traced activation as a function of what it closed over.
 
     Attributes:
-      traced: on a scalar.
-      consts: its constants, None for those that became arguments.
+      jaxpr: of the activation on a scalar. Without its constants: a function that JAX keeps must not keep tracers.
+      consts: those constants, None for those that became arguments.
       dtypes: what these were.
       key: what it does.
     """
 
-    traced: Any = dataclasses.field(compare=False)
+    jaxpr: Any = dataclasses.field(compare=False)
     consts: tuple[Any, ...] = dataclasses.field(compare=False)
     dtypes: tuple[Any, ...] = dataclasses.field(compare=False)
     key: Hashable
@@ -233,7 +233,7 @@ class _Hoisted:
         values = iter([_number([next(digits) for _ in range(_count(dtype))], dtype) for dtype in self.dtypes])
         consts = [next(values) if constant is None else constant for constant in self.consts]
         y: jax.Array
-        (y,) = replay.replay(self.traced.jaxpr, consts, z)
+        (y,) = replay.replay(self.jaxpr, consts, z)
         return y
 
 

@@ -16,9 +16,14 @@ Implementation = Literal["pallas", "xla", "reference"]
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array of JAX, NumPy or the like, or describes one; a list or a number is not."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
 def check_input(x: Any) -> jax.Array:
     """Returns x as an array, after checking its type, dtype and rank."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if not is_array(x):
         raise TypeError(
             f"x must be an array of shape (N, C, *spatial): got {type(x).__name__}. Convert it with jnp.asarray."
         )
@@ -160,6 +165,29 @@ def check_where(where: Any, shape: tuple[int, ...], name: str = "where") -> Any:
             "Give it the axes of x, or the last ones, of size 1 where it is to be repeated."
         )
     return jnp.asarray(where)
+
+
+def check_moments(moments: Any, shape: tuple[int, ...], channel_axes: tuple[int, ...], where: Any) -> Any:
+    """Statistics that are given: None, or a mean and a variance with the shapes that gamma can have."""
+    if moments is None:
+        return None
+    if not isinstance(moments, (tuple, list)) or len(moments) != 2:
+        got = f"{len(moments)} values" if isinstance(moments, (tuple, list)) else type(moments).__name__
+        raise TypeError(
+            f"moments must be None or a pair (mean, var), as jaxnorm.instance_moments returns it: got {got}."
+        )
+    if where is not None:
+        raise ValueError(
+            "where says which positions count for the statistics, and moments are statistics that are given: got both. "
+            "Pass where to jaxnorm.instance_moments, and its result as moments."
+        )
+    names = ("the mean of moments", "the variance of moments")
+    mean, variance = (
+        check_parameter(name, value, shape, channel_axes) for name, value in zip(names, moments, strict=True)
+    )
+    if mean is None or variance is None:
+        raise TypeError("moments must be a pair of arrays (mean, var): got None in it. Pass moments=None for x's own.")
+    return mean, variance
 
 
 def as_names(axis_name: AxisName | None) -> tuple[str, ...]:

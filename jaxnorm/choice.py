@@ -3,7 +3,9 @@
 Forward and backward decide on their own: the backward pass keeps more arrays in shared memory.
 """
 
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from jax import lax
 
 from jaxnorm.arguments import Activation, Implementation
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.tiling import NoTile, Tile, find_tile
+from jaxnorm.gpu.tiling import NoTile, Tile, find_tile, tile_of_rows
 
 
 def find_tiles(
@@ -21,6 +23,7 @@ def find_tiles(
     *,
     residual: bool,
     activation: Activation | None,
+    captures: int = 0,
     device: Device | None,
 ) -> tuple[Tile | NoTile, Tile | NoTile]:
     """The kernel's tiles of the forward and the backward pass, or the reasons why it cannot run.
@@ -28,13 +31,13 @@ def find_tiles(
     Args:
       shape: (B, R, K), the canonical view.
       dtype: of x.
-      residual, activation: of the call.
+      residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
-    reason = _no_mosaic() or _not_evaluated(activation)
+    reason = _lacking() or _not_evaluated(activation, captures)
     if reason is not None:
         return reason, reason
     batch, rows, lanes = shape
@@ -83,21 +86,40 @@ def run(
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
 
 
-def _no_mosaic() -> NoTile | None:
-    # Asked only where a GPU is there: Mosaic GPU takes a while to import.
+@functools.cache
+def _lacking() -> NoTile | None:
+    """What the kernel needs and this JAX does not have: the experimental part of Pallas changes with every release.
+
+    Asked only where a GPU is there, since Mosaic GPU takes a while to import.
+    """
     try:
-        from jaxnorm import pallas_kernel  # noqa: F401
-    except ImportError as error:
-        return NoTile(f"this JAX has no Mosaic GPU ({error})")
+        # In a thread of its own, since the answer must not depend on the tracing that asks for it first.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_trace_a_kernel).result()
+    # Whatever is lacking: there still is plain JAX.
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0]
+        return NoTile(f"JAX {jax.__version__} does not trace it ({type(error).__name__}: {cause})")
     return None
 
 
-def _not_evaluated(activation: Activation | None) -> NoTile | None:
+def _trace_a_kernel() -> None:
+    from jaxnorm import pallas_kernel
+
+    x, value = jax.ShapeDtypeStruct((1, 256, 8), jnp.float32), jax.ShapeDtypeStruct((1, 1, 8), jnp.float32)
+    forward_tile, backward_tile = (tile_of_rows("rows", x.shape, 8, 2, 4, arrays) for arrays in (1, 2))
+    forward = functools.partial(pallas_kernel.forward, eps=1.0, activation=jax.nn.relu, tile=forward_tile)
+    backward = functools.partial(pallas_kernel.backward, activation=jax.nn.relu, tile=backward_tile)
+    _, statistics = jax.eval_shape(forward, x, value, value, (), None)
+    jax.eval_shape(backward, x, statistics, value, value, (), None, x)
+
+
+def _not_evaluated(activation: Activation | None, captures: int) -> NoTile | None:
     if activation is None:
         return None
     from jaxnorm.gpu.elementwise import first_uncovered
 
-    primitive = first_uncovered(activation)
+    primitive = first_uncovered(activation, captures)
     if primitive is None:
         return None
     return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")

@@ -1,5 +1,6 @@
 """Flax linen layers: they own the parameters and leave the rest to instance_norm."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from jax.nn import initializers
 
 from jaxnorm.arguments import Activation, Axes, Implementation
 from jaxnorm.functional import instance_norm
-from jaxnorm.layer import channel_axes, normalize
+from jaxnorm.layer import channel_axes, check_momentum, counted, normalize, updated
 
 
 class InstanceNorm(nn.Module):
@@ -34,6 +35,12 @@ class InstanceNorm(nn.Module):
         stable ones in at least float32, and cost no more.
       activation: None, or an elementwise function applied last, such as jax.nn.relu.
       implementation: as in jaxnorm.instance_norm.
+      track_running_stats: whether to keep running averages of the mean and the unbiased variance of every channel,
+        as torch.nn.InstanceNorm does with this argument: "mean" and "var" in the collection
+        "batch_stats".
+      momentum: the weight of the new statistics in the running average, as in PyTorch: 1 minus Flax's.
+      use_running_average: with track_running_stats, whether to normalize with the running averages (and leave them)
+        or with the statistics of the input (and update them); here or when called, as in flax.linen.BatchNorm.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxnorm
@@ -60,15 +67,21 @@ class InstanceNorm(nn.Module):
     force_float32_reductions: bool = True
     activation: Activation | None = None
     implementation: Implementation | None = None
+    track_running_stats: bool = False
+    momentum: float = 0.1
+    use_running_average: bool | None = None
 
     @nn.compact
-    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> jax.Array:
+    def __call__(
+        self, x: Any, *, mask: Any = None, residual: Any = None, use_running_average: bool | None = None
+    ) -> jax.Array:
         """Normalizes x.
 
         Args:
           x: (N, ..., C), or as feature_axes says, with at least one spatial axis. Integers are converted, as Flax does.
           mask: None, or an array broadcastable to x, nonzero at the positions that count for the statistics.
           residual: None, or an array of the shape of x that is added before the activation.
+          use_running_average: as the attribute of that name; either says it.
 
         Returns:
           An array of the shape of x.
@@ -82,7 +95,14 @@ class InstanceNorm(nn.Module):
         shape = tuple(x.shape[axis] for axis in axes)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
-        return normalize(
+        if self.is_initializing():
+            # A module that the activation calls makes its parameters here: inside a trace, which the checks are, they
+            # would be tracers. What is wrong with an activation the checks say.
+            with contextlib.suppress(Exception):
+                self.activation(jnp.zeros(()))  # type: ignore[misc]
+        running = self._running(shape)
+        use_running = self._uses_running(use_running_average)
+        y, moments = normalize(
             x,
             scale,
             bias,
@@ -95,7 +115,30 @@ class InstanceNorm(nn.Module):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             implementation=self.implementation,
+            running=(running[0].value, running[1].value) if running and use_running else None,
         )
+        if running and not use_running and not self.is_initializing():
+            mean, var = running
+            count = counted(x.shape, axes, mask, self.axis_name, self.axis_index_groups)
+            mean.value, var.value = updated((mean.value, var.value), moments, self.momentum, count)
+        return y
+
+    def _running(self, shape: tuple[int, ...]) -> tuple[nn.Variable[Any], nn.Variable[Any]] | None:
+        if not self.track_running_stats:
+            return None
+        check_momentum(self.momentum)
+        mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32))
+        return mean, self.variable("batch_stats", "var", lambda: jnp.ones(shape, jnp.float32))
+
+    def _uses_running(self, at_call: bool | None) -> bool:
+        if self.track_running_stats:
+            return bool(nn.merge_param("use_running_average", self.use_running_average, at_call))
+        if self.use_running_average or at_call:
+            raise ValueError(
+                "use_running_average=True needs running averages: got track_running_stats=False. "
+                "Pass track_running_stats=True from the start of the training."
+            )
+        return False
 
 
 class InstanceNorm2D(nn.Module):

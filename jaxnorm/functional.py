@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
-from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference
+from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference, xla
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
@@ -23,6 +25,7 @@ def instance_norm(
     residual: jax.Array | None = None,
     activation: Activation | None = None,
     where: jax.Array | None = None,
+    moments: tuple[jax.Array, jax.Array] | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
     implementation: Implementation | None = None,
@@ -37,7 +40,10 @@ def instance_norm(
         y          = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)
 
     The statistics are right at any offset of the data: the variance is never E[x^2] - E[x]^2, and the mean is not
-    rounded to one number before it is subtracted.
+    rounded to one number before it is subtracted. They are right for any magnitude up to a fifth of the largest number
+    of their dtype (6e37 in float32), and NaN does not come from finite numbers up to there: where the squares of the
+    deviations overflow all the same, as when single numbers beyond 1e19 stand in an instance around 0, the variance
+    counts as infinite and y is activation(beta + residual).
 
     Args:
       x: ``(N, C, *spatial)`` with at least one spatial axis; float16, bfloat16, float32 or float64.
@@ -51,13 +57,15 @@ def instance_norm(
       activation: None, or an elementwise function such as jax.nn.relu. It sees at least float32.
       where: None, or a bool array broadcastable to x: the positions that count for the statistics. All positions are
         normalized. An instance in which none counts has no statistics: its y is NaN, as with jnp.mean(where=).
+      moments: None, or the pair (mean, var) to normalize with instead of the statistics of x, each with a shape that
+        gamma can have: those of a whole image for its tiles, or running statistics. y is differentiable in them.
+        Nothing is reduced then, and axis_name has no part.
       axis_name: None, or the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread.
       axis_index_groups: None, or the groups of indices of that axis that share their instances, as in jax.lax.psum.
       implementation: None chooses. "xla": one fused forward and backward in plain JAX, on any device. "reference":
-        the plain formula, differentiable by JAX itself, so that jvp, jacfwd and hessian work too; the only one that
-        computes where, axis_index_groups, an axis_name that is not of shard_map, and an activation that closes over
-        traced values, and chosen then. "pallas": the fused GPU kernel, or an error with the reason why it cannot run
-        here; None takes it where it can run.
+        the plain formula, differentiable by JAX itself, so that forward mode works too (jvp, jacfwd, hessian); the
+        only one that computes axis_index_groups and an axis_name that is not of shard_map, and chosen then. "pallas":
+        the fused GPU kernel, or an error with the reason why it cannot run here; None takes it where it can run.
 
     Returns:
       y, with the shape and dtype of x. An empty batch gives an empty y, and a constant instance gives
@@ -78,6 +86,39 @@ def instance_norm(
     [[2. 2. 2.]
      [2. 2. 2.]]
     """
+    y, _ = normalize(
+        x,
+        gamma,
+        beta,
+        eps,
+        channel_axis=channel_axis,
+        residual=residual,
+        activation=activation,
+        where=where,
+        moments=moments,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        implementation=implementation,
+    )
+    return y
+
+
+def normalize(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    *,
+    channel_axis: Axes,
+    residual: Any = None,
+    activation: Activation | None = None,
+    where: Any = None,
+    moments: Any = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Any = None,
+    implementation: Implementation | None = None,
+) -> tuple[jax.Array, xla.Statistics]:
+    """The result of instance_norm, and the statistics as constants, (N, C) each, for a running average."""
     x = arguments.check_input(x)
     channel_axes = arguments.check_channel_axes(x.shape, channel_axis)
     arguments.check_spatial(x.shape, channel_axes)
@@ -87,22 +128,21 @@ def instance_norm(
     dtype = reference.statistics_dtype(x.dtype)
     eps = arguments.check_eps(eps, dtype)
     where = arguments.check_where(where, x.shape)
+    moments = arguments.check_moments(moments, x.shape, channel_axes, where)
     arguments.check_axis_name(axis_name, axis_index_groups)
     prepared = activations.prepare(activation, dtype, varying_axes(x))
     arguments.check_implementation(implementation)
     layout = Layout(x.shape, channel_axes)
 
     needs = {
-        "where": where is not None,
-        f"axis_name={axis_name!r} outside shard_map": not is_manual(x, axis_name),
-        "axis_index_groups": axis_index_groups is not None,
-        "an activation that closes over traced values": any(isinstance(c, jax.core.Tracer) for c in prepared.captures),
+        f"axis_name={axis_name!r} outside shard_map": moments is None and not is_manual(x, axis_name),
+        "axis_index_groups": moments is None and axis_index_groups is not None,
     }
     if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
-        fused_activation = activation if prepared.captures else prepared.function
-        call = Call(channel_axes, eps, fused_activation, residual is not None, axis_name, implementation)
-        return _fused(call, x, gamma, beta, residual)
-    return reference.instance_norm(
+        name = axis_name if moments is None else None
+        call = Call(channel_axes, eps, prepared.function, residual is not None, name, implementation)
+        return _fused(call, x, gamma, beta, prepared.captures, residual, where, moments)
+    y, statistics = reference.normalize(
         x,
         None if gamma is None else layout.expand(gamma),
         None if beta is None else layout.expand(beta),
@@ -111,9 +151,12 @@ def instance_norm(
         eps=eps,
         activation=activation,
         where=where,
+        given=None if moments is None else _given(moments, layout, eps, dtype),
         axis_name=axis_name,
         axis_index_groups=axis_index_groups,
     )
+    center, delta, rstd = (jnp.broadcast_to(v, layout.expanded).reshape(layout.instances) for v in statistics)
+    return y, lax.stop_gradient(xla.Statistics(center, delta, rstd))
 
 
 def instance_moments(
@@ -153,8 +196,8 @@ def instance_moments(
     where = arguments.check_where(where, x.shape)
     arguments.check_axis_name(axis_name, axis_index_groups)
     layout = Layout(x.shape, channel_axes)
-    center, delta, variance = reference.moments(x, layout.spatial_axes, where, axis_name, axis_index_groups)
-    return (center + delta).reshape(layout.instances), variance.reshape(layout.instances)
+    mean, variance = reference.moments(x, layout.spatial_axes, where, axis_name, axis_index_groups)
+    return mean.reshape(layout.instances), variance.reshape(layout.instances)
 
 
 def _is_fused(implementation: Implementation | None, beyond_fused: list[str]) -> bool:
@@ -172,18 +215,35 @@ def _is_fused(implementation: Implementation | None, beyond_fused: list[str]) ->
     return not beyond_fused and implementation != "reference"
 
 
-def _fused(
-    call: Call, x: jax.Array, gamma: jax.Array | None, beta: jax.Array | None, residual: jax.Array | None
-) -> jax.Array:
-    """instance_norm by a fused implementation, wherever x lies."""
+def _given(moments: Any, layout: Layout, eps: float, dtype: Any) -> tuple[jax.Array, Any, Any]:
+    """Center, delta and rstd of statistics that are given, to broadcast against x."""
+    mean, variance = (layout.expand(value.astype(dtype)) for value in moments)
+    return mean, 0, lax.rsqrt(variance + eps)
+
+
+def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Statistics]:
+    """normalize by a fused implementation, wherever x lies.
+
+    Args:
+      call: the static half.
+      x, others: the arguments of derivatives.instance_norm.
+    """
     if is_explicit(x):
-        y: jax.Array = partitioning.over_explicit_axes(_fused, call, x, gamma, beta, residual)
-        return y
+        y, statistics = partitioning.over_explicit_axes(_fused, call, x, *others)
+        return y, statistics
     is_whole = call.axis_name is None and not is_partly_manual(x)
     call = dataclasses.replace(call, device=target(x) if is_whole else None, split_by_jit=is_split_by_jit(x))
     if call.implementation == "pallas" and call.device is None:
         call = dataclasses.replace(call, device=_interpreted_device(call, x), split_by_jit=False)
-    return derivatives.instance_norm(call, x, gamma, beta, residual)
+    try:
+        return derivatives.instance_norm(call, x, *others)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{error} Pass implementation='reference' to jaxnorm for forward mode (jvp, jacfwd, hessian) straight "
+            "through it. Forward mode of a gradient, as for Hessian-vector products, works with any."
+        ) from error
 
 
 def _interpreted_device(call: Call, x: jax.Array) -> Device:

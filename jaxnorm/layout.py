@@ -40,6 +40,11 @@ class Layout:
         return tuple(self.shape[axis] for axis in self.instance_axes)
 
     @property
+    def expanded(self) -> tuple[int, ...]:
+        """(N, *channels) with size 1 on the spatial axes."""
+        return tuple(1 if axis in self.spatial_axes else size for axis, size in enumerate(self.shape))
+
+    @property
     def channels_last(self) -> bool:
         """Whether the channels are the lanes K of the view; else each channel of each sample is a B of its own."""
         return self.channel_axes[-1] == len(self.shape) - 1
@@ -69,6 +74,15 @@ class Layout:
     def to_view(self, x: jax.Array) -> jax.Array:
         """The array as (B, R, K): no copy where the channels stand last or directly after the batch."""
         return x.transpose(self._order).reshape(self.view_shape)
+
+    def mask_to_view(self, where: jax.Array) -> jax.Array:
+        """An array of the rank of x, of size 1 where it is repeated, as a view that broadcasts against that of x."""
+        shape = list(self.shape)
+        if self.channels_last and all(where.shape[axis] == 1 for axis in self.channel_axes):
+            for axis in self.channel_axes:
+                shape[axis] = 1
+        whole = jnp.broadcast_to(where, shape)
+        return dataclasses.replace(self, shape=tuple(shape)).to_view(whole)
 
     def from_view(self, view: jax.Array) -> jax.Array:
         """The inverse of to_view."""
@@ -105,6 +119,9 @@ class UnmergedLayout(Layout):
 
     def to_view(self, x: jax.Array) -> jax.Array:
         return x
+
+    def mask_to_view(self, where: jax.Array) -> jax.Array:
+        return where
 
     def from_view(self, view: jax.Array) -> jax.Array:
         return view

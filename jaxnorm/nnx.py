@@ -13,7 +13,7 @@ from flax.typing import Axes, Dtype, Initializer, PromoteDtypeFn
 from jax.nn import initializers
 
 from jaxnorm.arguments import Activation, Implementation
-from jaxnorm.layer import channel_axes, normalize
+from jaxnorm.layer import channel_axes, check_momentum, counted, normalize, updated
 
 
 class InstanceNorm(nnx.InstanceNorm):
@@ -44,6 +44,12 @@ class InstanceNorm(nnx.InstanceNorm):
       activation: None, or an elementwise function applied last, such as jax.nn.relu. An NNX module, such as
         flax.nnx.PReLU, is trained with the layer.
       implementation: as in jaxnorm.instance_norm.
+      track_running_stats: whether to keep running averages of the mean and the unbiased variance of every channel,
+        as torch.nn.InstanceNorm does with this argument: BatchStat variables
+        "mean" and "var".
+      momentum: the weight of the new statistics in the running average, as in PyTorch: 1 minus Flax's.
+      use_running_average: with track_running_stats, whether to normalize with the running averages (and leave them)
+        or with the statistics of the input (and update them); train() and eval() set it, as in flax.nnx.BatchNorm.
 
     >>> import jax
     >>> import jaxnorm
@@ -77,6 +83,9 @@ class InstanceNorm(nnx.InstanceNorm):
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
         activation: Activation | None = None,
         implementation: Implementation | None = None,
+        track_running_stats: bool = False,
+        momentum: float = 0.1,
+        use_running_average: bool = False,
     ):
         super().__init__(
             num_features,
@@ -98,14 +107,29 @@ class InstanceNorm(nnx.InstanceNorm):
         )
         self.activation = activation
         self.implementation = implementation
+        self.track_running_stats = track_running_stats
+        self.momentum = momentum
+        self.use_running_average = use_running_average
+        if track_running_stats:
+            check_momentum(momentum)
+            self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
+            self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
+        elif use_running_average:
+            raise ValueError(
+                "use_running_average=True needs running averages: got track_running_stats=False. "
+                "Pass track_running_stats=True from the start of the training."
+            )
 
-    def __call__(self, x: Any, *, mask: Any = None, residual: Any = None) -> jax.Array:
+    def __call__(
+        self, x: Any, *, mask: Any = None, residual: Any = None, use_running_average: bool | None = None
+    ) -> jax.Array:
         """Normalizes x.
 
         Args:
           x: (N, ..., C), or as feature_axes says, with at least one spatial axis. Integers are converted, as Flax does.
           mask: None, or an array broadcastable to x, nonzero at the positions that count for the statistics.
           residual: None, or an array of the shape of x that is added before the activation.
+          use_running_average: None, or what takes the place of the attribute of that name.
 
         Returns:
           An array of the shape of x.
@@ -121,7 +145,10 @@ class InstanceNorm(nnx.InstanceNorm):
         scale, bias = self._parameter("scale"), self._parameter("bias")
         if self.promote_dtype is not flax_promote_dtype:
             x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
-        return normalize(
+        use_running = self.use_running_average if use_running_average is None else use_running_average
+        # train() and eval() set the attribute of every layer, of those without running averages too.
+        use_running = use_running and self.track_running_stats
+        y, moments = normalize(
             x,
             None if scale is None else scale.reshape(channels),
             None if bias is None else bias.reshape(channels),
@@ -134,7 +161,12 @@ class InstanceNorm(nnx.InstanceNorm):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             implementation=self.implementation,
+            running=(self.mean[...].reshape(channels), self.var[...].reshape(channels)) if use_running else None,
         )
+        if self.track_running_stats and not use_running:
+            count = counted(x.shape, axes, mask, self.axis_name, self.axis_index_groups)
+            self.mean[...], self.var[...] = updated((self.mean[...], self.var[...]), moments, self.momentum, count)
+        return y
 
     def _parameter(self, name: str) -> jax.Array | None:
         """The value of a parameter, which may come from anywhere."""

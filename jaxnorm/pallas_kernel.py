@@ -1,4 +1,4 @@
-"""Instance norm as two fused GPU kernels (Pallas, Mosaic GPU): Hopper and newer.
+"""Instance norm as two fused GPU kernels (Pallas, Mosaic GPU).
 
 The same functions as in jaxnorm.xla, on the same canonical view, with a Tile that says how the work is cut. Each keeps
 its part of an instance in shared memory, so that every x-sized array is read or written once:
@@ -10,18 +10,17 @@ This module imports Mosaic GPU: import it only where the kernel is wanted.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxnorm.arguments import Activation
-from jaxnorm.gpu import elementwise
-from jaxnorm.gpu.block import Block, Ref, launch, values_from_kernel, values_to_kernel, values_type
+from jaxnorm import scaling
+from jaxnorm.gpu import elementwise, meeting
+from jaxnorm.gpu.block import Block, launch, partials_type, values_from_kernel, values_to_kernel, values_type
+from jaxnorm.gpu.copies import Chunk, Ref
 from jaxnorm.gpu.tiling import Tile
 from jaxnorm.xla import Gradients, Statistics
 
@@ -33,10 +32,11 @@ def forward(
     x: jax.Array,
     gamma: jax.Array,
     beta: jax.Array,
+    captures: tuple[jax.Array, ...],
     residual: jax.Array | None,
     *,
     eps: float,
-    activation: Activation | None,
+    activation: Callable[..., jax.Array] | None,
     tile: Tile,
 ) -> tuple[jax.Array, Statistics]:
     """As jaxnorm.xla.forward, for float16, bfloat16 and float32.
@@ -44,20 +44,19 @@ def forward(
     Args:
       tile: of find_tile(x.shape, x.dtype.itemsize, 1, or 2 with a residual, device).
     """
-    like_x, values = jax.ShapeDtypeStruct(tile.shape, x.dtype), (values_type(tile),) * 3
+    traced = None if activation is None else elementwise.trace(activation, len(captures))
     y, statistics, _ = launch(
-        functools.partial(
-            _forward, tile=tile, eps=eps, activation=None if activation is None else elementwise.trace(activation)
-        ),
+        functools.partial(_forward, tile=tile, eps=eps, activation=traced),
         FORWARD_NAME,
         tile,
-        [
+        (
             x.reshape(tile.shape),
             values_to_kernel(tile, gamma),
             values_to_kernel(tile, beta),
+            tuple(values_to_kernel(tile, value) for value in captures),
             None if residual is None else residual.reshape(tile.shape),
-        ],
-        (like_x, values, values_type(tile, tile.cluster, 3) if tile.cluster > 1 else None),
+        ),
+        (jax.ShapeDtypeStruct(tile.shape, x.dtype), (values_type(tile),) * 3, partials_type(tile, 3)),
         x.dtype,
     )
     return y.reshape(x.shape), Statistics(*(values_from_kernel(tile, value, gamma.shape) for value in statistics))
@@ -68,10 +67,11 @@ def backward(
     statistics: Statistics,
     gamma: jax.Array,
     beta: jax.Array,
+    captures: tuple[jax.Array, ...],
     residual: jax.Array | None,
     dy: jax.Array,
     *,
-    activation: Activation | None,
+    activation: Callable[..., jax.Array] | None,
     tile: Tile,
 ) -> Gradients:
     """As jaxnorm.xla.backward, for float16, bfloat16 and float32.
@@ -79,34 +79,30 @@ def backward(
     Args:
       tile: of find_tile(x.shape, x.dtype.itemsize, 2, or 3 with a residual, device).
     """
-    like_x, values = jax.ShapeDtypeStruct(tile.shape, x.dtype), values_type(tile)
-    dx, dgamma, dbeta, dresidual, _ = launch(
-        functools.partial(
-            _backward, tile=tile, pullback=None if activation is None else elementwise.trace_pullback(activation)
-        ),
+    traced = None if activation is None else elementwise.trace_pullback(activation, len(captures))
+    like_x, sums = jax.ShapeDtypeStruct(tile.shape, x.dtype), 2 + len(captures)
+    dx, dresidual, sums_of_terms, _ = launch(
+        functools.partial(_backward, tile=tile, pullback=traced),
         BACKWARD_NAME,
         tile,
-        [
+        (
             x.reshape(tile.shape),
             dy.reshape(tile.shape),
             tuple(values_to_kernel(tile, value) for value in statistics),
             values_to_kernel(tile, gamma),
             values_to_kernel(tile, beta),
+            tuple(values_to_kernel(tile, value) for value in captures),
             None if residual is None else residual.reshape(tile.shape),
-        ],
-        (
-            like_x,
-            values,
-            values,
-            None if residual is None else like_x,
-            values_type(tile, tile.cluster, 2) if tile.cluster > 1 else None,
         ),
+        (like_x, None if residual is None else like_x, (values_type(tile),) * sums, partials_type(tile, sums)),
         x.dtype,
     )
+    dbeta, dgamma, *dcaptures = (values_from_kernel(tile, value, gamma.shape) for value in sums_of_terms)
     return Gradients(
         dx.reshape(x.shape),
-        values_from_kernel(tile, dgamma, gamma.shape),
-        values_from_kernel(tile, dbeta, gamma.shape),
+        dgamma,
+        dbeta,
+        tuple(dcaptures),
         None if dresidual is None else dresidual.reshape(x.shape),
     )
 
@@ -115,169 +111,141 @@ def _forward(
     x: Ref,
     gamma: Ref,
     beta: Ref,
+    captures: tuple[Ref, ...],
     residual: Ref | None,
     y: Ref,
-    statistics: Any,
+    statistics: tuple[Ref, ...],
     partials: Ref | None,
     *,
-    buffers: Any,
-    loaded: Ref,
-    met: Ref | None,
+    scratch: Any,
     tile: Tile,
     eps: float,
     activation: elementwise.Traced | None,
 ) -> None:
-    block = Block(tile)
-    block.load_boxes([x] if residual is None else [x, residual], buffers, loaded)
-    held = buffers[0]
-    center, delta, squares = _part_statistics(block, x, held, loaded)
-    if tile.cluster > 1:
-        center, delta, squares = _merge(block, block.exchange((center, delta, squares), partials, met))
-    rstd = lax.rsqrt(squares / tile.positions + eps)
+    block = Block(tile, scratch, [x] if residual is None else [x, residual], [y], partials)
 
-    @pl.when(block.rank == 0)
-    def _() -> None:
-        for ref, value in zip(statistics, (center, delta, rstd), strict=True):
-            block.write_values(ref, value)
+    def instance() -> None:
+        first = block.first_values(x)
+        scale = scaling.of(first)
+        parts = block.exchange(_part_moments(block, first, scale))
+        merged = meeting.merged_moments(parts, block.count, tile.positions, scale)
+        center_value, delta_value, rstd_value = scaling.undo(*merged, scale, eps)
 
-    center, delta = block.spread(center), block.spread(delta)
-    scale, shift = block.spread(rstd * block.read_values(gamma)), block.spread(block.read_values(beta))
+        @pl.when(block.rank == 0)
+        def _() -> None:
+            for ref, value in zip(statistics, (center_value, delta_value, rstd_value), strict=True):
+                block.write_values(ref, value)
 
-    def normalize(box: Any, row: Any, _: None) -> None:
-        z = ((block.read(held, box, row) - center) - delta) * scale + shift
-        if residual is not None:
-            z = z + block.read(buffers[1], box, row)
-        if activation is not None:
-            z = elementwise.evaluate(activation, z)
-        block.write(held, box, row, z)
+        center, delta = block.spread(center_value), block.spread(delta_value)
+        factor, shift = block.spread(rstd_value * block.read_values(gamma)), block.spread(block.read_values(beta))
+        captured = [block.spread(block.read_values(value)) for value in captures]
 
-    def store(box: Any) -> None:
-        plgpu.commit_smem()
-        block.store_box(held, y, box)
+        def normalize(chunk: Chunk, _: None) -> None:
+            z = ((block.read(0, chunk) - center) - delta) * factor + shift
+            if residual is not None:
+                z = z + block.read(1, chunk)
+            if activation is not None:
+                z = elementwise.evaluate(activation, z, *captured)
+            block.write(0, chunk, z)
 
-    block.sweep(normalize, after=store)
-    plgpu.wait_smem_to_gmem(0)
+        block.sweep(normalize, give_back=True)
+
+    block.for_each_instance(instance)
 
 
-def _part_statistics(block: Block, x: Ref, held: Ref, loaded: Ref) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Center, delta and the sum of squares around center + delta, over the positions that the block holds.
+def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments of the positions that the block works on: see meeting.merged_moments.
 
     The first pass is around one element of the instance: a constant instance then has exactly that for its center,
     and at a large offset the sum rounds less. The second is around the center of the first.
     """
+    spread_scale = block.spread(scale)
 
-    def wait(box: Any) -> None:
-        plgpu.barrier_wait(loaded.at[box])
+    def deviation(chunk: Chunk, around: jax.Array) -> jax.Array:
+        # A product by a power of two and a difference, in one instruction and rounded once.
+        return block.inside(block.read(0, chunk) * spread_scale - around, chunk)
 
-    all_first = block.tile.reduces == "lanes"
-    if all_first:
-        pl.loop(0, block.tile.boxes)(wait)
-    first = block.first_values(x, held)
-    around = block.spread(first)
-
-    def add(box: Any, row: Any, total: jax.Array) -> jax.Array:
-        return total + block.inside(block.read(held, box, row) - around, box, row)
-
-    # At least 1: the last blocks of a cluster may hold nothing.
-    count = jnp.maximum(block.count(block.rank), 1.0)
-    center = first + block.total(block.sweep(add, block.zeros(), before=None if all_first else wait)) / count
-    around = block.spread(center)
-
-    def add_both(box: Any, row: Any, totals: Any) -> Any:
-        deviation = block.inside(block.read(held, box, row) - around, box, row)
-        return totals[0] + deviation, totals[1] + deviation * deviation
-
-    total, squares = map(block.total, block.sweep(add_both, (block.zeros(), block.zeros())))
-    delta = total / count
-    return center, delta, jnp.maximum(squares - total * delta, 0.0)
-
-
-def _merge(block: Block, parts: list[tuple[jax.Array, ...]]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The statistics of an instance from those of its parts, around the center of the first (Chan et al. 1983)."""
-    center = parts[0][0]
-    counts = [block.count(rank) for rank in range(block.tile.cluster)]
-    means = [(own - center) + delta for own, delta, _ in parts]
-    delta = _sum(n * mean for n, mean in zip(counts, means, strict=True)) / block.tile.positions
-    squares = _sum(
-        own + n * jnp.square(mean - delta) for n, mean, (_, _, own) in zip(counts, means, parts, strict=True)
+    around_first = block.spread(first * scale)
+    total = block.total(
+        block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_held=True)
     )
-    return center, delta, squares
+    # Divided by 1 at least: the last blocks of an instance may have nothing.
+    center = first + total / jnp.maximum(block.held_count(), 1.0) / scale
+    around_center = block.spread(center * scale)
+
+    def add(chunk: Chunk, totals: Any) -> Any:
+        own = deviation(chunk, around_center)
+        return totals[0] + own, totals[1] + own * own
+
+    total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros())))
+    delta = total / jnp.maximum(block.count(block.rank), 1.0)
+    around_mean = jnp.maximum(squares - total * delta, 0.0)
+    # What overflowed stays infinite: see scaling.undo.
+    return center, delta, jnp.where(squares == jnp.inf, squares, around_mean)
 
 
 def _backward(
     x: Ref,
     dy: Ref,
-    statistics: Any,
+    statistics: tuple[Ref, ...],
     gamma: Ref,
     beta: Ref,
+    captures: tuple[Ref, ...],
     residual: Ref | None,
     dx: Ref,
-    dgamma: Ref,
-    dbeta: Ref,
     dresidual: Ref | None,
+    sums: tuple[Ref, ...],
     partials: Ref | None,
     *,
-    buffers: Any,
-    loaded: Ref,
-    met: Ref | None,
+    scratch: Any,
     tile: Tile,
     pullback: elementwise.Traced | None,
 ) -> None:
-    block = Block(tile)
-    block.load_boxes([x, dy] if residual is None else [x, dy, residual], buffers, loaded)
-    held_x, held_dy = buffers[:2]
-    center_value, delta_value, rstd_value = map(block.read_values, statistics)
-    gamma_value = block.read_values(gamma)
-    center, delta, rstd = map(block.spread, (center_value, delta_value, rstd_value))
-    scale, shift = block.spread(gamma_value), block.spread(block.read_values(beta))
+    sources = [x, dy] if residual is None else [x, dy, residual]
+    block = Block(tile, scratch, sources, [dx] if dresidual is None else [dx, dresidual], partials)
 
-    def differentiate(box: Any, row: Any) -> tuple[jax.Array, jax.Array]:
-        """dz and xhat of a chunk."""
-        xhat = ((block.read(held_x, box, row) - center) - delta) * rstd
-        dz = block.read(held_dy, box, row)
-        if pullback is not None:
-            z = xhat * scale + shift
-            if residual is not None:
-                z = z + block.read(buffers[2], box, row)
-            dz = elementwise.evaluate(pullback, z, dz)
-        # Beyond the end dy is 0, but the derivative there may be anything.
-        return block.inside(dz, box, row), xhat
+    def instance() -> None:
+        center_value, delta_value, rstd_value = map(block.read_values, statistics)
+        gamma_value = block.read_values(gamma)
+        center, delta, rstd = map(block.spread, (center_value, delta_value, rstd_value))
+        scale, shift = block.spread(gamma_value), block.spread(block.read_values(beta))
+        captured = [block.spread(block.read_values(value)) for value in captures]
 
-    def add(box: Any, row: Any, totals: Any) -> Any:
-        dz, xhat = differentiate(box, row)
-        return totals[0] + dz, totals[1] + dz * xhat
+        def differentiate(chunk: Chunk) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+            """xhat, dz and the terms of the gradients of what the activation captures."""
+            xhat = ((block.read(0, chunk) - center) - delta) * rstd
+            dz = block.read(1, chunk)
+            dcaptures: tuple[jax.Array, ...] = ()
+            if pullback is not None:
+                z = xhat * scale + shift
+                if residual is not None:
+                    z = z + block.read(2, chunk)
+                dz, *more = elementwise.evaluate_all(pullback, z, *captured, dz)
+                dcaptures = tuple(more)
+            # Where nothing counts dy may be 0, but the derivative may be anything.
+            return xhat, block.inside(dz, chunk), [block.inside(term, chunk) for term in dcaptures]
 
-    def wait(box: Any) -> None:
-        plgpu.barrier_wait(loaded.at[box])
+        def add(chunk: Chunk, totals: Any) -> Any:
+            xhat, dz, dcaptures = differentiate(chunk)
+            return tuple(total + term for total, term in zip(totals, (dz, dz * xhat, *dcaptures), strict=True))
 
-    sums = tuple(map(block.total, block.sweep(add, (block.zeros(), block.zeros()), before=wait)))
-    if tile.cluster > 1:
-        parts = block.exchange(sums, partials, met)
-        sums = tuple(map(_sum, zip(*parts, strict=True)))
+        found = block.sweep(add, (block.zeros(),) * len(sums))
+        totals = meeting.total(block.exchange(tuple(map(block.total, found))))
 
-    @pl.when(block.rank == 0)
-    def _() -> None:
-        block.write_values(dbeta, sums[0])
-        block.write_values(dgamma, sums[1])
+        @pl.when(block.rank == 0)
+        def _() -> None:
+            for ref, value in zip(sums, totals, strict=True):
+                block.write_values(ref, value)
 
-    mean_dz, mean_dz_xhat = (block.spread(total / tile.positions) for total in sums)
-    factor = block.spread(gamma_value * rstd_value)
+        mean_dz, mean_dz_xhat = (block.spread(total / tile.positions) for total in totals[:2])
+        factor = block.spread(gamma_value * rstd_value)
 
-    def finish(box: Any, row: Any, _: None) -> None:
-        dz, xhat = differentiate(box, row)
-        block.write(held_x, box, row, factor * (dz - (mean_dz + xhat * mean_dz_xhat)))
-        if residual is not None:
-            block.write(held_dy, box, row, dz)
+        def finish(chunk: Chunk, _: None) -> None:
+            xhat, dz = differentiate(chunk)[:2]
+            block.write(0, chunk, factor * (dz - (mean_dz + xhat * mean_dz_xhat)))
+            if dresidual is not None:
+                block.write(1, chunk, dz)
 
-    def store(box: Any) -> None:
-        plgpu.commit_smem()
-        block.store_box(held_x, dx, box)
-        if dresidual is not None:
-            block.store_box(held_dy, dresidual, box)
+        block.sweep(finish, give_back=True)
 
-    block.sweep(finish, after=store)
-    plgpu.wait_smem_to_gmem(0)
-
-
-def _sum(values: Iterable[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, values)
+    block.for_each_instance(instance)

@@ -12,7 +12,7 @@ across the devices, (N, C) numbers each: no array as large as x travels.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,15 +21,15 @@ from jax import lax
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnorm import passes, xla
+from jaxnorm import xla
 from jaxnorm.arguments import as_names
 from jaxnorm.layout import Layout
-from jaxnorm.passes import Call
+from jaxnorm.passes import Call, Operands
 
 Pass = Callable[..., Any]
 
 
-def run(one_pass: Pass, call: Call, *arguments: Any) -> Any:
+def run(one_pass: Pass, call: Call, operands: Operands, *arguments: Any) -> Any:
     """passes.forward or passes.backward, with a rule for vmap and one for meshes where they are needed.
 
     Plain JAX has its own rules. But the kernel has none, and what XLA makes of the plain sums when it divides them over
@@ -37,10 +37,10 @@ def run(one_pass: Pass, call: Call, *arguments: Any) -> Any:
 
     Args:
       one_pass: the function.
-      call, arguments: what it takes; x is the first argument.
+      call, operands, arguments: what it takes.
     """
-    if call.device is None or not (call.split_by_jit or call.may_run_kernel(arguments[0])):
-        return one_pass(call, *arguments)
+    if call.device is None or not (call.split_by_jit or call.may_run_kernel(operands)):
+        return one_pass(call, operands, *arguments)
 
     @jax.custom_batching.custom_vmap
     def batched(*arguments: Any) -> Any:
@@ -56,30 +56,28 @@ def run(one_pass: Pass, call: Call, *arguments: Any) -> Any:
         results = run(one_pass, inner, *jax.tree.map(with_axis, arguments, tuple(is_mapped)))
         return results, jax.tree.map(lambda _: True, results)
 
-    return batched(*arguments)
+    return batched(operands, *arguments)
 
 
 def _divided_by_jit(one_pass: Pass, call: Call, *arguments: Any) -> Any:
     """The pass, with a rule by which XLA divides it along every axis of x."""
     call = dataclasses.replace(call, split_by_jit=False)
-    layout = call.layout(arguments[0].shape)
-    rank = len(layout.shape)
-
-    def axes(rank_of_value: int) -> tuple[int, ...]:
-        """The axes of x that a value has: all, or those of an instance."""
-        return tuple(range(rank)) if rank_of_value == rank else layout.instance_axes
+    layout = call.layout(arguments[0].x.shape)
 
     def rule(mesh: Mesh, values: Any, results: Any) -> SdyShardingRule:
         def mappings(types: Any) -> tuple[ArrayMapping, ...]:
-            return tuple(ArrayMapping(*(f"axis{axis}" for axis in axes(t.rank))) for t in types)
+            return tuple(
+                ArrayMapping(*("one" if axis is None else f"axis{axis}" for axis in _axes(layout, t.shape)))
+                for t in types
+            )
 
         return SdyShardingRule(mappings(values), mappings(results))
 
     def partition(mesh: Mesh, values: Any, results: Any) -> Any:
-        spec = _names_of_axes(values[0].sharding, rank)
+        spec = _names_of_axes(values[0].x.sharding, len(layout.shape))
 
         def sharding(info: jax.ShapeDtypeStruct) -> NamedSharding:
-            return NamedSharding(mesh, PartitionSpec(*(spec[axis] for axis in axes(len(info.shape)))))
+            return NamedSharding(mesh, _part(layout, spec, info.shape))
 
         on_one_device = functools.partial(_on_one_device, one_pass, call, layout, spec, dict(mesh.shape))
         return mesh, on_one_device, jax.tree.map(sharding, results), jax.tree.map(sharding, values)
@@ -89,12 +87,25 @@ def _divided_by_jit(one_pass: Pass, call: Call, *arguments: Any) -> Any:
     return divided(*arguments)
 
 
+def _axes(layout: Layout, shape: Sequence[int]) -> list[int | None]:
+    """The axes of x that the axes of a value are; None for one along which a value as large as x is repeated."""
+    if len(shape) < len(layout.shape):
+        return list(layout.instance_axes[len(layout.instance_axes) - len(shape) :])
+    return [axis if size == layout.shape[axis] else None for axis, size in enumerate(shape)]
+
+
+def _part(layout: Layout, spec: tuple[tuple[str, ...], ...], shape: Sequence[int]) -> PartitionSpec:
+    """How a value of that shape is divided where x is divided by spec."""
+    return PartitionSpec(*(None if axis is None else spec[axis] for axis in _axes(layout, shape)))
+
+
 def _on_one_device(
     one_pass: Pass,
     call: Call,
     layout: Layout,
     spec: tuple[tuple[str, ...], ...],
     sizes: dict[str, int],
+    operands: Operands,
     *arguments: Any,
 ) -> Any:
     """The pass on the part of one device.
@@ -106,7 +117,7 @@ def _on_one_device(
     """
     divided = [axis for axis in layout.spatial_axes if math.prod(sizes[name] for name in spec[axis]) > 1]
     if not divided:
-        return one_pass(call, *arguments)
+        return one_pass(call, operands, *arguments)
     if call.implementation == "pallas":
         raise ValueError(
             "implementation='pallas' computes instances that lie on one device whole: got x of shape "
@@ -118,60 +129,55 @@ def _on_one_device(
     call = dataclasses.replace(call, device=None, axis_name=names)
     padded = [a for a in divided if layout.shape[a] % math.prod(sizes[name] for name in spec[a])]
     if padded:
-        results = _on_padded(one_pass, call, layout, {axis: spec[axis] for axis in padded}, *arguments)
-    else:
-        results = one_pass(call, *arguments)
+        names_of_padded = {axis: spec[axis] for axis in padded}
+        operands, arguments = _without_padding(layout, names_of_padded, operands, arguments)
+    results = one_pass(call, operands, *arguments)
     if isinstance(results, xla.Gradients):
-        results = results._replace(gamma=lax.psum(results.gamma, names), beta=lax.psum(results.beta, names))
+        gamma, beta, captures = lax.psum((results.gamma, results.beta, results.captures), names)
+        results = results._replace(gamma=gamma, beta=beta, captures=captures)
     return results
 
 
-def _on_padded(one_pass: Pass, call: Call, layout: Layout, padded: dict[int, tuple[str, ...]], *arguments: Any) -> Any:
-    """The pass where an axis is no multiple of its devices: XLA fills it up, with anything, which must not count."""
-    shape = arguments[0].shape
+def _without_padding(
+    layout: Layout, padded: dict[int, tuple[str, ...]], operands: Operands, arguments: tuple[Any, ...]
+) -> tuple[Operands, tuple[Any, ...]]:
+    """The arguments where an axis is no multiple of its devices: XLA fills it up, with anything, which must not count.
+
+    dy is 0 there too, so that nothing is added to a gradient.
+    """
+    shape = operands.x.shape
     inside = jnp.ones((), bool)
     for axis, names in padded.items():
         position = lax.axis_index(names) * shape[axis] + lax.broadcasted_iota(jnp.int32, shape, axis)
         inside = inside & (position < layout.shape[axis])
-    kept = jax.tree.map(lambda value: jnp.where(inside, value, 0) if value.ndim == len(shape) else value, arguments)
-    if one_pass is passes.forward:
-        return passes.plain_forward(call, *kept, where=inside)
-    x, _, *others = kept
-    return passes.plain_backward(call, x, *others, where=inside)
+
+    def inside_only(value: jax.Array) -> jax.Array:
+        return jnp.where(inside, value, 0) if value.shape == shape and value.dtype != bool else value
+
+    operands, arguments = jax.tree.map(inside_only, (operands, arguments))
+    where = inside if operands.where is None else inside & operands.where
+    return operands._replace(where=where), arguments
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def over_explicit_axes(
-    norm: Callable[..., jax.Array],
-    call: Call,
-    x: jax.Array,
-    gamma: jax.Array | None,
-    beta: jax.Array | None,
-    residual: jax.Array | None,
-) -> jax.Array:
-    """norm(call, x, gamma, beta, residual) on the part of every device, where the type of x says how it is divided."""
+def over_explicit_axes(norm: Callable[..., Any], call: Call, x: jax.Array, *others: Any) -> Any:
+    """y and statistics of norm(call, x, *others) on the part of every device, as the type of x says."""
     sharding = jax.typeof(x).sharding
     mesh, layout = sharding.mesh, call.layout(x.shape)
     spec = _names_of_axes(sharding, x.ndim)
-
-    def part(value: jax.Array) -> PartitionSpec:
-        """How a value must be divided to go with x."""
-        axes = range(x.ndim) if value.ndim == x.ndim else layout.instance_axes[-value.ndim :]
-        return PartitionSpec(*(spec[axis] for axis in axes))
-
-    arguments = (x, gamma, beta, residual)
-    parts = jax.tree.map(part, arguments)
+    arguments = (x, *others)
+    parts = jax.tree.map(lambda value: _part(layout, spec, value.shape), arguments)
     arguments = jax.tree.map(lambda v, p: jax.sharding.reshard(v, NamedSharding(mesh, p)), arguments, parts)
     spatial = tuple(name for axis in layout.spatial_axes for name in spec[axis])
     inner = dataclasses.replace(call, axis_name=(*as_names(call.axis_name), *spatial) or None)
-    y: jax.Array = jax.shard_map(
+    of_instance = _part(layout, spec, layout.instances)
+    return jax.shard_map(
         functools.partial(norm, inner),
         mesh=mesh,
         in_specs=parts,
-        out_specs=parts[0],
+        out_specs=(parts[0], of_instance),
         axis_names=set(mesh.explicit_axes),
     )(*arguments)
-    return y
 
 
 def _names_of_axes(sharding: NamedSharding, rank: int) -> tuple[tuple[str, ...], ...]:

@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 
 from jaxnorm import choice, reference, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
@@ -16,12 +15,35 @@ from jaxnorm.placement import vary_together
 from jaxnorm.sums import Positions
 
 
+class Operands(NamedTuple):
+    """The arrays of a call; per-instance values are (N, *channels), in the dtype of the statistics.
+
+    Attributes:
+      x: as the user gave it.
+      gamma, beta: per instance.
+      captures: scalars that the activation closes over, one per instance each.
+      residual: None or like x.
+      where: None, or bool with the rank of x and size 1 where it is repeated: the positions that count.
+      center: None, or per instance: what is subtracted from x instead of its mean. Nothing is divided by then: what x
+        is to be multiplied by is in gamma.
+    """
+
+    x: jax.Array
+    gamma: jax.Array
+    beta: jax.Array
+    captures: tuple[jax.Array, ...] = ()
+    residual: jax.Array | None = None
+    where: jax.Array | None = None
+    center: jax.Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """The static half of a call; equal ones share what was compiled.
 
     Attributes:
-      channel_axes, eps, activation, axis_name, implementation: as in jaxnorm.instance_norm, checked.
+      channel_axes, eps, axis_name, implementation: as in jaxnorm.instance_norm, checked.
+      activation: None, or an elementwise function of z and of what the user's activation captures.
       has_residual: whether there is one.
       device: the CUDA GPU that computes, if it is known and instances lie on one such GPU or are divided by jit.
       split_by_jit: whether jit may split x over several devices.
@@ -42,124 +64,147 @@ class Call:
         """Of an x of that shape."""
         return (UnmergedLayout if self.split_by_jit else Layout)(shape, self.channel_axes, self.batch_axes)
 
-    def tiles(self, x: jax.Array) -> tuple[Tile | NoTile, Tile | NoTile]:
+    def tiles(self, operands: Operands) -> tuple[Tile | NoTile, Tile | NoTile]:
         """Of the kernel, forward and backward."""
-        view = Layout(x.shape, self.channel_axes, self.batch_axes).view_shape
+        needless = _no_kernel_for(operands)
+        if needless is not None:
+            return needless, needless
+        shape = operands.x.shape
         return choice.find_tiles(
-            view, x.dtype, residual=self.has_residual, activation=self.activation, device=self.device
+            Layout(shape, self.channel_axes, self.batch_axes).view_shape,
+            operands.x.dtype,
+            residual=operands.residual is not None,
+            activation=self.activation,
+            captures=len(operands.captures),
+            device=self.device,
         )
 
-    def may_run_kernel(self, x: jax.Array) -> bool:
-        return self.implementation != "xla" and not all(isinstance(tile, NoTile) for tile in self.tiles(x))
+    def may_run_kernel(self, operands: Operands) -> bool:
+        return self.implementation != "xla" and not all(isinstance(tile, NoTile) for tile in self.tiles(operands))
 
     def positions(self, layout: Layout) -> Positions:
         return Positions(layout.view_axes, self.axis_name, self.split_by_jit)
 
 
-def forward(
-    call: Call, x: jax.Array, gamma: jax.Array, beta: jax.Array, residual: jax.Array | None
-) -> tuple[jax.Array, xla.Statistics]:
-    """y, and the statistics for the backward pass.
-
-    Args:
-      call: the static half.
-      x, residual: as the user gave them.
-      gamma, beta: (N, *channels) in the dtype of the statistics, as the statistics are too.
-    """
-    layout = call.layout(x.shape)
-    positions = call.positions(layout)
+def forward(call: Call, operands: Operands) -> tuple[jax.Array, xla.Statistics]:
+    """y, and the statistics for the backward pass, per instance."""
+    layout = call.layout(operands.x.shape)
     y, statistics = choice.run(
-        call.tiles(x)[0],
+        call.tiles(operands)[0],
         functools.partial(_kernel_forward, eps=call.eps, activation=call.activation),
-        functools.partial(xla.forward, eps=call.eps, activation=call.activation, positions=positions),
-        layout.to_view(x),
-        layout.instances_to_view(gamma),
-        layout.instances_to_view(beta),
-        None if residual is None else layout.to_view(residual),
+        functools.partial(xla.forward, eps=call.eps, activation=call.activation, positions=call.positions(layout)),
+        *_to_views(layout, operands),
         implementation=call.implementation,
     )
     return layout.from_view(y), xla.Statistics(*map(layout.instances_from_view, statistics))
 
 
-def backward(
-    call: Call,
-    x: jax.Array,
-    statistics: xla.Statistics,
-    gamma: jax.Array,
-    beta: jax.Array,
-    residual: jax.Array | None,
-    dy: jax.Array,
-) -> xla.Gradients:
-    """The gradients of forward for the cotangent dy of y; residual is None where they do not depend on it."""
-    layout = call.layout(x.shape)
-    dx, dgamma, dbeta, dresidual = choice.run(
-        call.tiles(x)[1],
+def backward(call: Call, operands: Operands, statistics: xla.Statistics, dy: jax.Array) -> xla.Gradients:
+    """The gradients of forward for the cotangent dy of y.
+
+    Args:
+      call: the static half.
+      operands: of forward; residual is None where the gradients do not depend on it.
+      statistics: of forward.
+      dy: like x.
+    """
+    layout = call.layout(operands.x.shape)
+    gradients = choice.run(
+        call.tiles(operands)[1],
         functools.partial(_kernel_backward, activation=call.activation),
         functools.partial(xla.backward, activation=call.activation, positions=call.positions(layout)),
-        layout.to_view(x),
+        *_to_views(layout, operands),
         xla.Statistics(*map(layout.instances_to_view, statistics)),
-        layout.instances_to_view(gamma),
-        layout.instances_to_view(beta),
-        None if residual is None else layout.to_view(residual),
         layout.to_view(dy),
         implementation=call.implementation,
     )
     return xla.Gradients(
-        layout.from_view(dx),
-        layout.instances_from_view(dgamma),
-        layout.instances_from_view(dbeta),
-        None if dresidual is None else layout.from_view(dresidual),
+        layout.from_view(gradients.x),
+        layout.instances_from_view(gradients.gamma),
+        layout.instances_from_view(gradients.beta),
+        tuple(map(layout.instances_from_view, gradients.captures)),
+        None if gradients.residual is None else layout.from_view(gradients.residual),
     )
 
 
-def plain_forward(
-    call: Call,
-    x: jax.Array,
-    gamma: jax.Array,
-    beta: jax.Array,
-    residual: jax.Array | None,
-    *,
-    where: jax.Array | None = None,
-) -> tuple[jax.Array, xla.Statistics]:
-    """forward by the plain formula; of the positions only those count that are in where."""
-    layout = call.layout(x.shape)
-    options: dict[str, Any] = {"axes": layout.spatial_axes, "where": where, "axis_name": call.axis_name}
-    y = reference.instance_norm(
-        x, layout.expand(gamma), layout.expand(beta), residual, eps=call.eps, activation=call.activation, **options
+def plain_forward(call: Call, operands: Operands) -> jax.Array:
+    """y by the plain formula, differentiable in every mode."""
+    layout = call.layout(operands.x.shape)
+    x, gamma, beta, captures, residual, where, center = operands
+
+    def activation(z: jax.Array) -> jax.Array:
+        y: jax.Array = z if call.activation is None else call.activation(z, *map(layout.expand, captures))
+        return y
+
+    y, _ = reference.normalize(
+        x,
+        layout.expand(gamma),
+        layout.expand(beta),
+        residual,
+        axes=layout.spatial_axes,
+        eps=call.eps,
+        activation=activation,
+        where=where,
+        given=None if center is None else (layout.expand(center), 0, 1),
+        axis_name=call.axis_name,
     )
-    center, delta, variance = reference.moments(x, **options)
-    statistics = xla.Statistics(center, delta, lax.rsqrt(variance + call.eps))
-    return y, xla.Statistics(*(value.squeeze(layout.spatial_axes) for value in statistics))
+    return y
 
 
-def plain_backward(
-    call: Call,
-    x: jax.Array,
-    gamma: jax.Array,
-    beta: jax.Array,
-    residual: jax.Array | None,
-    dy: jax.Array,
-    *,
-    where: jax.Array | None = None,
-) -> xla.Gradients:
+def plain_backward(call: Call, operands: Operands, dy: jax.Array) -> xla.Gradients:
     """backward by the plain formula, with the statistics computed again from x: differentiable."""
+    x, gamma, beta, captures, residual, *_ = operands
 
-    def y_of(*arguments: Any) -> jax.Array:
-        return plain_forward(call, *arguments, where=where)[0]
+    def y_of(*moving: Any) -> jax.Array:
+        return plain_forward(call, Operands(*moving, *operands[len(moving) :]))
 
-    _, pullback = jax.vjp(y_of, x, gamma, beta, residual)
+    _, pullback = jax.vjp(y_of, x, gamma, beta, captures, residual)
     return xla.Gradients(*pullback(dy))
 
 
-def _kernel_forward(x: jax.Array, *arguments: Any, **options: Any) -> Any:
+def _to_views(layout: Layout, operands: Operands) -> Operands:
+    x, gamma, beta, captures, residual, where, center = operands
+    return Operands(
+        layout.to_view(x),
+        layout.instances_to_view(gamma),
+        layout.instances_to_view(beta),
+        tuple(map(layout.instances_to_view, captures)),
+        None if residual is None else layout.to_view(residual),
+        None if where is None else layout.mask_to_view(where),
+        None if center is None else layout.instances_to_view(center),
+    )
+
+
+def _no_kernel_for(operands: Operands) -> NoTile | None:
+    if operands.where is not None:
+        return NoTile("the kernel computes no masks (where=)")
+    if operands.center is not None:
+        return NoTile("statistics that are given (moments=) leave nothing to reduce, and plain XLA reads x once too")
+    return None
+
+
+def _kernel_forward(x: jax.Array, *operands: Any, **options: Any) -> Any:
     # Imported where it is wanted: Mosaic GPU takes a while, and a JAX without it still has the rest.
     from jaxnorm import pallas_kernel
 
+    *of_kernel, _where, _center = operands
     # The results of a kernel are typed as the same on every device.
-    return vary_together(pallas_kernel.forward(x, *arguments, **options), x)[0]
+    return vary_together(pallas_kernel.forward(x, *of_kernel, **options), x)[0]
 
 
-def _kernel_backward(x: jax.Array, *arguments: Any, **options: Any) -> Any:
+def _kernel_backward(
+    x: jax.Array,
+    gamma: Any,
+    beta: Any,
+    captures: Any,
+    residual: Any,
+    where: Any,
+    center: Any,
+    statistics: Any,
+    dy: Any,
+    **options: Any,
+) -> Any:
     from jaxnorm import pallas_kernel
 
-    return vary_together(pallas_kernel.backward(x, *arguments, **options), x)[0]
+    gradients = pallas_kernel.backward(x, statistics, gamma, beta, captures, residual, dy, **options)
+    return vary_together(gradients, x)[0]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import scaling
 from jaxnorm.arguments import Activation, AxisName
 
 
@@ -20,11 +21,8 @@ def moments(
     where: jax.Array | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean, in two parts, and biased variance of x over the axes.
-
-    Corrected two-pass algorithm (Chan, Golub, LeVeque 1983): the mean of the deviations from the rounded mean is
-    what rounding took from it. It travels as center + delta, because their sum would be rounded again.
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of x.
 
     Args:
       x: float array.
@@ -34,7 +32,19 @@ def moments(
       axis_index_groups: groups of indices of that axis which share their instances.
 
     Returns:
-      center, delta and variance, with the axes kept at size 1, in at least float32.
+      mean and variance, with the axes kept at size 1, in at least float32.
+    """
+    center, scale, delta, variance = _moments(x, axes, where, axis_name, axis_index_groups)
+    return center + delta / scale, variance / scale / scale
+
+
+def _moments(
+    x: jax.Array, axes: tuple[int, ...], where: jax.Array | None, axis_name: AxisName | None, axis_index_groups: Any
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Center, the scale of what follows (see jaxnorm.scaling), delta and variance.
+
+    Corrected two-pass algorithm (Chan, Golub, LeVeque 1983): the mean of the deviations from the rounded mean is
+    what rounding took from it. It travels as center + delta, because their sum would be rounded again.
     """
 
     def total(values: jax.Array) -> jax.Array:
@@ -45,18 +55,20 @@ def moments(
     count = (
         total(jnp.ones_like(x)) if where is not None or axis_name is not None else math.prod(x.shape[a] for a in axes)
     )
-    # y does not depend on the center in exact arithmetic, so neither do its derivatives.
-    center = lax.stop_gradient(total(x) / count)
-    deviation = x - center
+    # y does not depend on the center in exact arithmetic, so neither do its derivatives. Divided before they are
+    # added: the sum of large numbers would overflow.
+    center = lax.stop_gradient(total(x / count))
+    scale = scaling.of(center)
+    deviation = x * scale - center * scale
     delta = total(deviation) / count
     deviation = deviation - delta
     if where is not None:
         # Before the square, so that a NaN in a position that does not count stays out of the gradient too.
         deviation = jnp.where(where, deviation, 0)
-    return center, delta, total(jnp.square(deviation)) / count
+    return center, scale, delta, total(jnp.square(deviation)) / count
 
 
-def instance_norm(
+def normalize(
     x: jax.Array,
     gamma: jax.Array | None,
     beta: jax.Array | None,
@@ -66,16 +78,18 @@ def instance_norm(
     eps: float,
     activation: Activation | None,
     where: jax.Array | None = None,
+    given: tuple[jax.Array, Any, Any] | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
-) -> jax.Array:
-    """activation((x - mean) / sqrt(var + eps) * gamma + beta + residual), in the dtype of x.
+) -> tuple[jax.Array, tuple[jax.Array, Any, Any]]:
+    """activation((x - mean) / sqrt(var + eps) * gamma + beta + residual), in the dtype of x; and the statistics.
 
     Args:
       x: float array.
       gamma, beta: None or broadcastable to x.
       residual: None or like x.
       axes: the spatial axes.
+      given: None, or center, delta and rstd to take instead of those of x, broadcastable to x.
       eps, activation, where, axis_name, axis_index_groups: as in jaxnorm.instance_norm.
     """
     dtype = x.dtype
@@ -86,8 +100,14 @@ def instance_norm(
         # A NaN in a position that does not count has no part in the gradient of rsqrt(variance + eps) either.
         broken = ~(jnp.broadcast_to(where, x.shape) | jnp.isfinite(x))
         x = jnp.where(broken, 0, x)
-    center, delta, variance = moments(x, axes, where, axis_name, axis_index_groups)
-    z = ((x - center) - delta) * lax.rsqrt(variance + eps)
+    if given is None:
+        center, scale, delta, variance = _moments(x, axes, where, axis_name, axis_index_groups)
+        rstd = scaling.rstd_of(variance, scale, eps)
+        z = ((x * scale - center * scale) - delta) * rstd
+        delta, rstd = delta / scale, rstd * scale
+    else:
+        center, delta, rstd = given
+        z = ((x - center) - delta) * rstd
     if gamma is not None:
         z = z * gamma.astype(z.dtype)
     if beta is not None:
@@ -98,7 +118,7 @@ def instance_norm(
         z = activation(z)
     if broken is not None:
         z = jnp.where(broken, jnp.nan, z)
-    return z.astype(dtype)
+    return z.astype(dtype), (center, delta, rstd)
 
 
 def statistics_dtype(dtype: Any) -> Any:

@@ -5,7 +5,7 @@ Works on the canonical view (B, R, K), with one instance per (b, k):
     channels-last  (N, *spatial, C): B = N,     R = spatial positions, K = C
     channels-first (N, C, *spatial): B = N * C, R = spatial positions, K = 1
 
-Per-instance values (gamma, beta, the statistics) are (B, 1, K), in the dtype of the statistics.
+Per-instance values (gamma, beta, captures, the statistics) are (B, 1, K), in the dtype of the statistics.
 
 The positions of an instance may be spread over devices in two ways. Over a mapped axis (axis_name), every device works
 on its own view, and only sums of size (B, 1, K) travel. By jit over a mesh nobody knows here which axes are split:
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import sums
+from jaxnorm import scaling, sums
 from jaxnorm.arguments import Activation
 
 
@@ -32,11 +32,12 @@ class Statistics(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """dgamma and dbeta are per instance; residual is None where the forward pass had none to differentiate."""
+    """dgamma, dbeta and those of captures are per instance; residual is None where there was none to differentiate."""
 
     x: jax.Array
     gamma: jax.Array
     beta: jax.Array
+    captures: tuple[jax.Array, ...]
     residual: jax.Array | None
 
 
@@ -44,7 +45,10 @@ def forward(
     x: jax.Array,
     gamma: jax.Array,
     beta: jax.Array,
+    captures: tuple[jax.Array, ...],
     residual: jax.Array | None,
+    where: jax.Array | None,
+    center: jax.Array | None,
     *,
     eps: float,
     activation: Activation | None,
@@ -55,29 +59,38 @@ def forward(
     Args:
       x: (B, R, K), float16, bfloat16, float32 or float64.
       gamma, beta: (B, 1, K), in the dtype of the statistics (at least float32).
+      captures: what the activation takes besides, each like gamma.
       residual: None or like x.
+      where: None, or bool and broadcastable to x: the positions that count for the statistics.
+      center: None, or what is subtracted from x, like gamma, where the statistics are given.
       eps: added to the variance.
-      activation: None or an elementwise function.
+      activation: None or an elementwise function of z and the captures.
       positions: those of an instance.
 
     Returns:
       y like x, and the statistics.
     """
-    statistics = _statistics(x, gamma.dtype, eps, positions)
+    if center is None:
+        statistics = _statistics(x, where, gamma.dtype, eps, positions)
+    else:
+        statistics = Statistics(center, jnp.zeros_like(center), jnp.ones_like(center))
     z = _normalized(x, statistics) * gamma + beta
     if residual is not None:
         z = z + residual.astype(z.dtype)
     if activation is not None:
-        z = activation(z)
+        z = activation(z, *captures)
     return z.astype(x.dtype), statistics
 
 
 def backward(
     x: jax.Array,
-    statistics: Statistics,
     gamma: jax.Array,
     beta: jax.Array,
+    captures: tuple[jax.Array, ...],
     residual: jax.Array | None,
+    where: jax.Array | None,
+    center: jax.Array | None,
+    statistics: Statistics,
     dy: jax.Array,
     *,
     activation: Activation | None,
@@ -89,44 +102,69 @@ def backward(
 
         dbeta = sum dz        dgamma = sum dz * xhat        dx = gamma * rstd * (dz - (dbeta + xhat * dgamma) / R)
 
+    The fraction is what reaches x through its statistics: it is not there where they are given, and only at the
+    positions that count where there is a mask, R being their number.
+
     Args:
-      x, gamma, beta: as in forward.
-      statistics: of forward.
+      x, gamma, beta, captures, where, center: as in forward.
       residual: as in forward where the activation needs it, else None.
+      statistics: of forward.
       dy: like x.
       activation, positions: as in forward.
 
     Returns:
       Gradients, x-sized ones in the dtype of x, per-instance ones in the dtype of the statistics. Over a mapped axis
-      dgamma and dbeta are the terms of this device: their sum over the axis is left to the transpose of gamma and beta.
+      the per-instance ones are the terms of this device: their sum over the axis is left to the transpose of gamma,
+      beta and the captures.
     """
 
-    def before_the_affine(
-        statistics: Statistics, x: jax.Array, dy: jax.Array, residual: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        xhat = _normalized(x, statistics)
-        dz = dy.astype(xhat.dtype)
+    def before_the_affine(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """xhat, and the cotangents of z and of the captures at each position."""
+        x, dy, residual, where = arrays
+        xhat, dz = _normalized(x, statistics), dy.astype(statistics.center.dtype)
+        dcaptures: list[jax.Array] = []
         if activation is not None:
             z = xhat * gamma + beta
             if residual is not None:
                 z = z + residual.astype(z.dtype)
-            _, pullback = jax.vjp(activation, z)
-            (dz,) = pullback(dz)
-        return xhat, dz
+            # As large as z, so that their cotangents are not summed here.
+            of_positions = [jnp.broadcast_to(value, z.shape) for value in captures]
+            dz, *dcaptures = jax.vjp(activation, z, *of_positions)[1](dz)
+        if where is not None:
+            # What does not count and is not finite has no part in any gradient.
+            is_broken = ~(where | jnp.isfinite(x))
+            xhat, dz, *dcaptures = (jnp.where(is_broken, 0, value) for value in (xhat, dz, *dcaptures))
+        return xhat, (dz, *dcaptures)
 
-    def terms(*arrays: Any) -> tuple[jax.Array, jax.Array]:
-        xhat, dz = before_the_affine(statistics, *arrays)
-        return dz, dz * xhat
+    def terms(*arrays: Any) -> tuple[jax.Array, ...]:
+        xhat, (dz, *dcaptures) = before_the_affine(statistics, *arrays)
+        return dz, dz * xhat, *dcaptures
 
-    dbeta, dgamma = sums.over_positions(terms, (x, dy, residual), positions)
+    arrays = (x, dy, residual, None if where is None else jnp.broadcast_to(where, x.shape))
+    totals = sums.over_positions(terms, arrays, positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
     # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
-    again, dbeta, dgamma = lax.optimization_barrier((statistics, dbeta, dgamma))
-    xhat, dz = before_the_affine(again, x, dy, residual)
-    sum_dz, sum_dz_xhat = positions.add_up((dbeta, dgamma))
-    dx = (gamma * again.rstd) * (dz - (sum_dz + xhat * sum_dz_xhat) / positions.count(x))
+    again, totals = lax.optimization_barrier((statistics, totals))
+    xhat, (dz, *_) = before_the_affine(again, *arrays)
+    dbeta, dgamma, *dcaptures = totals
     dresidual = None if residual is None else dz.astype(residual.dtype)
-    return Gradients(dx.astype(x.dtype), dgamma, dbeta, dresidual)
+    if center is None:
+        dz = dz - _through_statistics(x, xhat, dbeta, dgamma, where, positions)
+    dx = (gamma * again.rstd) * dz
+    return Gradients(dx.astype(x.dtype), dgamma, dbeta, tuple(dcaptures), dresidual)
+
+
+def _through_statistics(
+    x: jax.Array,
+    xhat: jax.Array,
+    dbeta: jax.Array,
+    dgamma: jax.Array,
+    where: jax.Array | None,
+    positions: sums.Positions,
+) -> jax.Array:
+    sum_dz, sum_dz_xhat = positions.add_up((dbeta, dgamma))
+    share = (sum_dz + xhat * sum_dz_xhat) / positions.count(x, where)
+    return share if where is None else jnp.where(where, share, 0)
 
 
 def _normalized(x: jax.Array, statistics: Statistics) -> jax.Array:
@@ -134,17 +172,24 @@ def _normalized(x: jax.Array, statistics: Statistics) -> jax.Array:
     return ((x.astype(statistics.center.dtype) - statistics.center) - statistics.delta) * statistics.rstd
 
 
-def _statistics(x: jax.Array, dtype: jax.typing.DTypeLike, eps: float, positions: sums.Positions) -> Statistics:
+def _statistics(
+    x: jax.Array, where: jax.Array | None, dtype: jax.typing.DTypeLike, eps: float, positions: sums.Positions
+) -> Statistics:
     """Mean and variance from one pass around a provisional center."""
-    count = positions.count(x)
+    count = positions.count(x, where)
     # Materialized, so that the pass below reads it and does not compute it again.
-    center = lax.optimization_barrier(sums.provisional_center(x, dtype, positions))
+    center = lax.optimization_barrier(sums.provisional_center(x, where, dtype, positions))
+    scale = scaling.of(center)
 
-    def terms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        deviation = x.astype(dtype) - center
+    def terms(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        deviation = x.astype(dtype) * scale - center * scale
+        if where is not None:
+            deviation = jnp.where(where, deviation, 0)
         return deviation, jnp.square(deviation)
 
-    total, squares = positions.add_up(sums.over_positions(terms, (x,), positions))
+    mask = None if where is None else jnp.broadcast_to(where, x.shape)
+    total, squares = positions.add_up(sums.over_positions(terms, (x, mask), positions))
     delta = total / count
     variance = jnp.maximum(squares / count - jnp.square(delta), 0)
-    return Statistics(center, delta, lax.rsqrt(variance + eps))
+    variance = jnp.where(squares == jnp.inf, jnp.inf, variance)
+    return Statistics(*scaling.undo(center, delta, variance, scale, eps))

@@ -54,13 +54,15 @@ def report_view(compiler, device, view, dtype, *, residual, activation):
 
     def forward(tile):
         def function(x, gamma, beta, residual):
-            return pallas_kernel.forward(x, gamma, beta, residual, eps=1e-5, activation=activation, tile=tile)
+            return pallas_kernel.forward(x, gamma, beta, (), residual, eps=1e-5, activation=activation, tile=tile)
 
         return function, (x, value, value, added)
 
     def backward(tile):
         def function(x, statistics, gamma, beta, residual, dy):
-            return pallas_kernel.backward(x, statistics, gamma, beta, residual, dy, activation=activation, tile=tile)
+            return pallas_kernel.backward(
+                x, statistics, gamma, beta, (), residual, dy, activation=activation, tile=tile
+            )
 
         return function, (x, statistics, value, value, added, x)
 
@@ -71,7 +73,7 @@ def report_view(compiler, device, view, dtype, *, residual, activation):
             yield found | {"reason": tile.reason}
             continue
         function, arguments = build(tile)
-        found |= {"tile": str(tile), "cluster": tile.cluster, "row_bytes": tile.row_bytes}
+        found |= {"tile": str(tile), "parts": tile.parts, "row_bytes": tile.row_bytes}
         found |= {"thread_blocks": tile.thread_blocks, "shared_memory_bound": tile.shared_memory}
         found["shared_memory"] = compiler.shared_memory(function, *arguments)
         yield found | _found(compiler, function, arguments, x)

@@ -54,14 +54,63 @@ def test_a_residual_is_held_only_where_it_is_needed():
     assert tiles(residual=True, activation=jax.nn.relu)[1].arrays == 3
 
 
-def test_a_jax_without_mosaic_still_has_xla(run_python):
-    run_python(
-        "import sys; sys.modules['jax.experimental.pallas.mosaic_gpu'] = None\n"
-        "from jaxnorm import choice\nfrom jaxnorm.gpu import devices\n"
-        "given = dict(residual=False, activation=None, device=devices.DEVICES['H100'])\n"
-        "forward, backward = choice.find_tiles((8, 4096, 256), 'float32', **given)\n"
-        "assert 'no Mosaic GPU' in forward.reason and forward == backward, forward"
-    )
+LACKING = """
+import sys, types
+import jax
+jax.config.update("jax_platforms", "cpu")
+{break_it}
+import jax.numpy as jnp
+import jaxnorm
+from jaxnorm import functional
+from jaxnorm.gpu.devices import DEVICES
+
+functional.target = lambda x: DEVICES["H100"]
+x = jnp.ones((2, 64, 64, 32))
+call = lambda x: jaxnorm.instance_norm(x, channel_axis=-1, activation=jax.nn.relu)
+assert bool((jax.jit(call)(x) == 0).all())
+jax.grad(lambda x: call(x).sum())(x)
+explanation = jaxnorm.explain(x, channel_axis=-1, device="H100")
+assert explanation.forward.implementation == explanation.backward.implementation == "xla"
+try:
+    jaxnorm.instance_norm(x, channel_axis=-1, implementation="pallas")
+except ValueError as error:
+    print(error)
+print(explanation.backward.tile.reason)
+"""
+BROKEN = "from jax.experimental.pallas import mosaic_gpu as plgpu; "
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        ("sys.modules['jax.experimental.pallas.mosaic_gpu'] = None", "ModuleNotFoundError"),
+        ("import jax.experimental.mosaic.gpu.utils as utils; del utils.inline_ptx", "ImportError: cannot import name"),
+        (
+            "class Failing:\n"
+            "    def find_spec(self, name, *_):\n"
+            "        if name == 'jax.experimental.pallas.mosaic_gpu': raise OSError('no such library')\n"
+            "sys.meta_path.insert(0, Failing())",
+            "OSError: no such library",
+        ),
+        (BROKEN + "del plgpu.copy_gmem_to_smem", "AttributeError: module"),
+        (BROKEN + "plgpu.CompilerParams = lambda: None", "TypeError"),
+        (BROKEN + "del plgpu.Layout", "AttributeError"),
+    ],
+    ids=["no module", "no name", "not an ImportError", "no function", "no keyword", "no class"],
+)
+def test_a_jax_that_lacks_something_still_has_xla(break_it, reason, run_python):
+    """None falls back and explain says why; so does the refusal of "pallas"."""
+    refusal, explanation = run_python(LACKING.format(break_it=break_it)).splitlines()
+    assert f"JAX {jax.__version__} does not trace it" in explanation
+    assert reason in explanation
+    assert explanation in refusal
+
+
+@pytest.mark.parametrize("context", [jax.ensure_compile_time_eval, jax.check_tracer_leaks, jax.disable_jit])
+def test_the_answer_does_not_depend_on_who_asks_first(context):
+    choice._lacking.cache_clear()
+    with context():
+        assert all(isinstance(tile, Tile) for tile in tiles())
 
 
 def test_on_a_cpu_none_takes_xla_and_pallas_says_why_not():

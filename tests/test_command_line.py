@@ -19,7 +19,7 @@ def test_explain_prints_what_it_returns(capsys):
     size = 8 * 64 * 64 * 256 * 2
     assert (explanation.forward.bytes_moved, explanation.backward.bytes_moved) == (3 * size, 5 * size)
     assert "compute capability 9.0, 132 SMs" in str(explanation)
-    assert f"clusters of {explanation.forward.tile.cluster}" in str(explanation)
+    assert f"clusters of {explanation.forward.tile.parts}" in str(explanation)
 
 
 def test_explain_says_why_not():

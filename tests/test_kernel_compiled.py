@@ -46,10 +46,10 @@ VALUES = {"forward": 7, "backward": 9}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
-def reports(*arguments):
+def reports(*arguments, x64=False):
     """What aot_report.py prints."""
-    path = os.pathsep.join(map(str, (TESTS, TESTS.parent / "benchmarks")))
-    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS.parent / "benchmarks")))
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(x64)}
     command = [sys.executable, str(TESTS / "aot_report.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -135,6 +135,20 @@ def test_every_activation_compiles():
         check(found, [found["of"]], found["view"][1], spilled)
         seen.add(found["activation"])
     assert seen == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("calls", "last", "8x64x64x256", *BOTH),
+        ("calls", "first", "1x64x256x256", *BOTH),
+        ("views", "18x200x1", "float16"),
+    ],
+    ids=lambda arguments: "-".join(arguments[:3]),
+)
+def test_x64_compiles_to_the_same(arguments):
+    """Byte for byte and register for register: no index and no constant becomes wider."""
+    assert reports("H100", *arguments, x64=True) == reports("H100", *arguments)
 
 
 def test_transformations_launch_as_few_kernels():

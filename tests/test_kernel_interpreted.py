@@ -56,20 +56,22 @@ def data(view, dtype, *, residual=False, offset=0.0, seed=0):
     return x, gamma, beta, draw(view, dtype) if residual else None, draw(view, dtype)
 
 
-def forward_and_backward(arguments, activation="none", eps=1e-5, cluster=None):
-    """y, the statistics and the gradients."""
+def forward_and_backward(arguments, activation="none", eps=1e-5, cluster=None, captures=()):
+    """y, the statistics and the gradients; the activation is a name, or a function of (z, *captures)."""
     x, gamma, beta, residual, dy = arguments
-    function = oracle.ACTIVATIONS[activation].jax
+    function = oracle.ACTIVATIONS[activation].jax if isinstance(activation, str) else activation
     forward_tile, backward_tile = tiles(x.shape, x.dtype, residual is not None, cluster)
 
-    def forward(x, gamma, beta, residual):
-        return pallas_kernel.forward(x, gamma, beta, residual, eps=eps, activation=function, tile=forward_tile)
+    def forward(x, gamma, beta, captures, residual):
+        return pallas_kernel.forward(
+            x, gamma, beta, captures, residual, eps=eps, activation=function, tile=forward_tile
+        )
 
-    def backward(x, statistics, gamma, beta, residual, dy):
-        return pallas_kernel.backward(x, statistics, gamma, beta, residual, dy, activation=function, tile=backward_tile)
+    def backward(*given):
+        return pallas_kernel.backward(*given, activation=function, tile=backward_tile)
 
-    y, statistics = run(forward, x, gamma, beta, residual)
-    return y, statistics, run(backward, x, statistics, gamma, beta, residual, dy)
+    y, statistics = run(forward, x, gamma, beta, captures, residual)
+    return y, statistics, run(backward, x, statistics, gamma, beta, captures, residual, dy)
 
 
 def check(arguments, activation="none", cluster=None):
@@ -173,6 +175,77 @@ def test_nan_stays_in_its_instance(view, bad):
         np.testing.assert_array_equal(np.asarray(got)[everywhere], np.asarray(want)[everywhere])
 
 
+@pytest.fixture
+def x64_in_all_threads():
+    """The thread blocks of a cluster are threads, which jax.enable_x64 of this one does not reach."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+@pytest.mark.parametrize("view", [LAST, FIRST], ids=["last", "first"])
+@pytest.mark.usefixtures("x64_in_all_threads")
+def test_with_x64(view, cluster):
+    """Python numbers are 64 bits wide then; the kernel's own are not."""
+    check(data(view, "float32", residual=True, offset=3.0), "exact_gelu", cluster)
+
+
+@pytest.mark.parametrize("view", [LAST, FIRST, SMALL], ids=["last", "first", "small"])
+def test_without_the_store_of_newer_jax(view, monkeypatch):
+    """Before 0.12 Mosaic GPU stores by assignment."""
+    monkeypatch.delattr(plgpu, "store", raising=False)
+    check(data(view, "float32", residual=True), "relu")
+
+
+@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (LAST, 2)])
+def test_captures(view, cluster):
+    """A learned slope and offset: their gradients per instance, against JAX's in float64."""
+
+    def activation(z, slope, offset):
+        return jnp.where(z > 0, z, slope * z) + offset
+
+    arguments = data(view, "float32", residual=True, offset=2.0)
+    rng = np.random.default_rng(3)
+    captures = tuple(jnp.asarray(rng.standard_normal(arguments[1].shape), jnp.float32) for _ in range(2))
+    y, _, gradients = forward_and_backward(arguments, activation, cluster=cluster, captures=captures)
+
+    with jax.enable_x64(True):
+        x, gamma, beta, residual, dy, slope, offset = (np.float64(value) for value in (*arguments, *captures))
+
+        def norm(x, gamma, beta, captures, residual):
+            deviation = x - x.mean(1, keepdims=True)
+            xhat = deviation / jnp.sqrt(jnp.square(deviation).mean(1, keepdims=True) + 1e-5)
+            return activation(xhat * gamma + beta + residual, *captures)
+
+        want, pullback = jax.vjp(norm, x, gamma, beta, (slope, offset), residual)
+        wanted = pullback(dy)
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-5)
+    for got, exact in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
+        assert got.shape == exact.shape
+        np.testing.assert_allclose(got, exact, rtol=0, atol=2e-6 * max(1, np.abs(exact).max()) * np.sqrt(view[1]))
+
+
+@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (LAST, 2)])
+def test_huge_numbers(view, cluster):
+    """Squares beyond float32: right all the same, or beta where even the unit of the first element does not help."""
+    x, gamma, beta, _, dy = data(view, "float32", offset=3.0)
+    sizes = jnp.resize(jnp.array([1e15, 1e20, 1e30], jnp.float32), gamma.shape)
+    x = (x * sizes).at[0, :, 0].set(1e20)
+    x = x.at[-1, 0, -1].set(0.0).at[-1, 1:, -1].mul(1e25 / sizes[-1, 0, -1])
+    results = forward_and_backward((x, gamma, beta, None, dy), cluster=cluster)
+    assert all(np.isfinite(value).all() for value in jax.tree.leaves(results))
+    y, _, gradients = results
+    y64, magnitude = oracle.instance_norm(x, gamma[:, 0], beta[:, 0], channel_axes=(2,))
+    y64[-1, :, -1] = beta[-1, 0, -1]
+    np.testing.assert_allclose(y, y64, rtol=0, atol=tolerance.forward("float32", view[1], magnitude))
+    xhat, magnitude = oracle.instance_norm(x, channel_axes=(2,))
+    xhat[-1, :, -1] = 0
+    bound = tolerance.parameter_gradient("float32", "float32", view[1], float(np.abs(dy * xhat).sum(1).max()))
+    np.testing.assert_allclose(gradients.gamma[:, 0], (dy * xhat).sum(1), rtol=0, atol=bound)
+
+
 def test_an_activation_with_a_steep_derivative_beyond_the_end():
     """The rows beyond a ragged end are zeros, far from the data: their derivative must not get into the sums."""
     x, gamma, beta, _, dy = data((1, 225, 8), "float32", offset=1e6)
@@ -191,7 +264,7 @@ def test_without_its_barrier_the_exchange_races(monkeypatch):
     )
 
     def forward(x, gamma, beta):
-        return pallas_kernel.forward(x, gamma, beta, None, eps=1e-5, activation=None, tile=tile)
+        return pallas_kernel.forward(x, gamma, beta, (), None, eps=1e-5, activation=None, tile=tile)
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="RACE DETECTED"):
         run(forward, x, gamma, beta)

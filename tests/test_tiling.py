@@ -31,7 +31,7 @@ def test_a_tile_fits_and_divides(call):
         return
     assert (tile.arrays, tile.itemsize) == (arrays, itemsize)
     assert tile.arrays * tile.tile_bytes < tile.shared_memory <= device.shared_memory
-    assert tile.cluster in (1, 2, 4, 8)
+    assert tile.parts in (1, 2, 4, 8)
     assert tile.row_bytes in (16, 32, 64, 128)
     assert tile.rows <= 256
     assert tile.rows % tile.chunk == 0
@@ -58,12 +58,12 @@ def test_every_row_and_lane_is_covered_once(call):
     else:
         row_starts = [
             rank * tile.block_rows + box * tile.rows
-            for rank, box in itertools.product(range(tile.cluster), range(tile.boxes))
+            for rank, box in itertools.product(range(tile.parts), range(tile.boxes))
         ]
         lane_starts = [index * tile.lanes for index in range(tile.blocks)]
     assert _covered(row_starts, tile.rows, rows) == list(range(rows))
     assert _covered(lane_starts, tile.lanes, lanes) == list(range(lanes))
-    assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.cluster
+    assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.parts
     assert tile.ragged == (len(row_starts) * tile.rows > rows if tile.reduces != "lanes" else lanes % tile.lanes != 0)
 
 
@@ -80,7 +80,7 @@ def test_no_tile_that_fits_keeps_more_sms_busy_or_is_wider_for_as_many(call):
         return
 
     def worth(other):
-        return min(other.thread_blocks, device.sm_count), other.row_bytes, -other.cluster
+        return min(other.thread_blocks, device.sm_count), other.row_bytes, -other.parts
 
     widths = [n // itemsize for n in (128, 64, 32) if view[2] % (n // itemsize) == 0]
     for lanes, cluster in itertools.product(widths, (1, 2, 4, 8)):
@@ -111,7 +111,7 @@ def test_no_tile_that_fits_keeps_more_sms_busy_or_is_wider_for_as_many(call):
 )
 def test_preferences_on_h100(view, itemsize, arrays, row_bytes, cluster):
     tile = find_tile(view, itemsize, arrays, H100)
-    assert (tile.row_bytes, tile.cluster) == (row_bytes, cluster)
+    assert (tile.row_bytes, tile.parts) == (row_bytes, cluster)
 
 
 def test_small_instances_share_a_thread_block():
@@ -121,7 +121,7 @@ def test_small_instances_share_a_thread_block():
 
 def test_less_shared_memory_means_larger_clusters():
     large, small = (find_tile((512, 49152, 1), 4, 1, DEVICES[name]) for name in ("H100", "RTX 5090"))
-    assert (large.cluster, small.cluster) == (1, 4)
+    assert (large.parts, small.parts) == (1, 4)
 
 
 @pytest.mark.parametrize(

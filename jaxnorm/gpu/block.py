@@ -7,50 +7,87 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu.utils import inline_ptx
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxnorm.gpu import copies, meeting
+from jaxnorm.gpu.copies import Chunk, Place, Ref
 from jaxnorm.gpu.tiling import REDUCTION_SCRATCH_BYTES, Tile
-
-# A reference to memory in a kernel.
-Ref = Any
 
 
 class Block:
-    """A thread block: where its part of x lies, how it sums it and how it spreads a value per instance over it.
+    """A thread block: what it holds, how it sums it and how it spreads a value per instance over it.
 
     A value per instance is a vector over the lanes of the tile ("rows"), over its rows ("lanes"), or a scalar ("both").
     """
 
-    def __init__(self, tile: Tile) -> None:
-        index = lax.axis_index("blocks")
-        self.tile = tile
-        self.rank = lax.axis_index("cluster")
-        self.outer, self.index = lax.div(index, tile.blocks), lax.rem(index, tile.blocks)
-        self.shape = (tile.chunk, tile.lanes)
-        self.layout = _registers(tile.lanes)
+    def __init__(
+        self, tile: Tile, scratch: Any, sources: Sequence[Ref], targets: Sequence[Ref], partials: Ref | None
+    ) -> None:
+        self.tile, self.partials = tile, partials
+        self.meeting = meeting.way(tile)(tile, scratch["meeting"])
+        self.rank = self.meeting.rank
+        self.outer, self.index = lax.div(self.meeting.index, tile.blocks), lax.rem(self.meeting.index, tile.blocks)
+        place = Place(self.outer, self.index, self.rank)
+        self.copies = copies.way(tile)(tile, place, sources, targets, scratch["copies"])
+        self.shape, self.layout = self.copies.shape, self.copies.layout
+        self.copies.start()
+        self._all_came = False
 
-    # Memory.
+    def for_each_instance(self, body: Callable[[], None]) -> None:
+        """Runs the body once, or where the block has several instances in turn, for each of them."""
+        body()
+        self.copies.finish()
 
-    def load_boxes(self, sources: Sequence[Ref], buffers: Sequence[Ref], loaded: Ref) -> None:
-        """Starts all copies of the block's part into shared memory."""
+    # Chunks.
 
-        @pl.loop(0, self.tile.boxes)
-        def _(box: Any) -> None:
-            for source, buffer in zip(sources, buffers, strict=True):
-                plgpu.copy_gmem_to_smem(self._box(source, box), buffer.at[box], loaded.at[box])
+    def read(self, number: int, chunk: Chunk) -> jax.Array:
+        """A chunk of a source, in float32."""
+        return self.copies.read(number, chunk)
 
-    def store_box(self, buffer: Ref, target: Ref, box: Any) -> None:
-        """Starts the copy of a box back; those beyond the end of the array are clipped."""
-        plgpu.copy_smem_to_gmem(buffer.at[box], self._box(target, box))
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """A chunk of a target."""
+        self.copies.write(number, chunk, values)
 
-    def read(self, buffer: Ref, box: Any, row: Any) -> jax.Array:
-        """A chunk, in float32."""
-        chunk = plgpu.load(buffer.at[box, pl.ds(row, self.tile.chunk)], layout=self.layout, optimized=False)
-        return chunk.astype(jnp.float32)
+    def sweep(
+        self,
+        step: Callable[[Chunk, Any], Any],
+        carry: Any = None,
+        *,
+        only_held: bool = False,
+        give_back: bool = False,
+    ) -> Any:
+        """carry = step(chunk, carry) for all chunks, or those in shared memory; the first sweep waits for the boxes."""
+        held = self.copies
+        wait, self._all_came = not self._all_came, True
 
-    def write(self, buffer: Ref, box: Any, row: Any, chunk: jax.Array) -> None:
-        plgpu.store(buffer.at[box, pl.ds(row, self.tile.chunk)], chunk.astype(buffer.dtype), optimized=False)
+        def go_through(box: Any, carry: Any) -> Any:
+            if wait:
+                held.wait(box)
+            rows = self.tile.chunk
+
+            def go(i: Any, carry: Any) -> Any:
+                return step(held.chunk(box, pl.multiple_of(i * rows, rows)), carry)
+
+            carry = lax.fori_loop(*held.chunks(box), go, carry)
+            if give_back:
+                held.give_back(box)
+            return carry
+
+        carry = lax.fori_loop(0, self.tile.boxes, go_through, carry)
+        if self.tile.streamed and not only_held:
+            carry = lax.fori_loop(*held.streamed(), lambda i, carry: step(held.streamed_chunk(i), carry), carry)
+        return carry
+
+    def zeros(self) -> jax.Array:
+        """A chunk to sum into."""
+        zeros: jax.Array = plgpu.layout_cast(jnp.zeros(self.shape, jnp.float32), self.layout)
+        return zeros
+
+    def inside(self, values: jax.Array, chunk: Chunk) -> jax.Array:
+        """The values with zeros at positions that are not in the instance, or were seen before."""
+        return self.copies.inside(values, chunk)
+
+    # Values per instance.
 
     def read_values(self, ref: Ref, *leading: Any) -> jax.Array:
         """The values per instance of this block from a (outer, *leading, positions) array."""
@@ -63,10 +100,10 @@ class Block:
         if self.tile.reduces == "both":
             ref[(self.outer, *leading, 0)] = value
         else:
-            plgpu.store(self._values(ref, leading), value, optimized=False)
+            copies.store(self._values(ref, leading), value)
 
-    def first_values(self, x: Ref, buffer: Ref) -> jax.Array:
-        """One element of each instance, the same in all blocks of a cluster. For "lanes" the boxes must have come."""
+    def first_values(self, x: Ref) -> jax.Array:
+        """One element of each instance, the same in all blocks that share it; x is the first source."""
         match self.tile.reduces:
             case "both":
                 first: jax.Array = x[self.outer, 0, 0]
@@ -74,56 +111,16 @@ class Block:
                 first = plgpu.load(x.at[self.outer, 0, self._lanes], layout=self._vector, optimized=False)
             case "lanes":
                 # From shared memory, where the rows beyond the last instance exist too. The sum is of one number.
+                self._wait_for_all()
                 index = plgpu.broadcasted_iota(jnp.int32, self.shape, 1, layout=self.layout)
-                first = self.total(jnp.where(index == 0, self.read(buffer, 0, 0), 0.0))
+                first = self.total(jnp.where(index == 0, self.read(0, self.copies.chunk(0, 0)), 0.0))
         return first.astype(jnp.float32)
 
-    # Arithmetic.
-
-    def sweep(
-        self,
-        step: Callable[[Any, Any, Any], Any],
-        carry: Any = None,
-        *,
-        before: Callable[[Any], None] | None = None,
-        after: Callable[[Any], None] | None = None,
-    ) -> Any:
-        """carry = step(box, row, carry) for all chunks; before and after see every box once."""
-        chunks, chunk = self.tile.rows // self.tile.chunk, self.tile.chunk
-
-        def go_through(box: Any, carry: Any) -> Any:
-            if before is not None:
-                before(box)
-            carry = lax.fori_loop(0, chunks, lambda i, carry: step(box, pl.multiple_of(i * chunk, chunk), carry), carry)
-            if after is not None:
-                after(box)
-            return carry
-
-        return lax.fori_loop(0, self.tile.boxes, go_through, carry)
-
-    def zeros(self) -> jax.Array:
-        """A chunk to sum into."""
-        zeros: jax.Array = plgpu.layout_cast(jnp.zeros(self.shape, jnp.float32), self.layout)
-        return zeros
-
-    def inside(self, chunk: jax.Array, box: Any, row: Any) -> jax.Array:
-        """The chunk with zeros where the tile reaches beyond the end of the instance."""
-        tile = self.tile
-        if not tile.ragged:
-            return chunk
-        if tile.reduces == "lanes":
-            axis, start = 1, box * tile.lanes
-        else:
-            axis, start = 0, self.rank * tile.block_rows + box * tile.rows + row
-        index = plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=self.layout)
-        inside: jax.Array = jnp.where(index + start < tile.extent, chunk, 0.0)
-        return inside
-
-    def total(self, chunk: jax.Array) -> jax.Array:
+    def total(self, values: jax.Array) -> jax.Array:
         """The sum of a chunk per instance. One axis at a time: a full reduction does not compile."""
         if self.tile.reduces == "rows":
-            return jnp.sum(chunk, axis=0)
-        total = jnp.sum(chunk, axis=1)
+            return jnp.sum(values, axis=0)
+        total = jnp.sum(values, axis=1)
         return jnp.sum(total, axis=0) if self.tile.reduces == "both" else total
 
     def spread(self, value: jax.Array) -> jax.Array:
@@ -134,28 +131,35 @@ class Block:
         spread: jax.Array = plgpu.layout_cast(lax.broadcast_in_dim(value, self.shape, (axis,)), self.layout)
         return spread
 
-    def count(self, rank: Any) -> jax.Array:
-        """Positions of an instance that the block of that rank holds."""
+    def count(self, rank: Any) -> Any:
+        """Positions of an instance that the block of that rank works on."""
+        return self._count(rank, self.tile.block_rows)
+
+    def held_count(self) -> Any:
+        """Positions of an instance that this block has in shared memory."""
+        return self._count(self.rank, self.tile.held_rows)
+
+    def exchange(self, values: Sequence[jax.Array]) -> meeting.Parts:
+        """The values of all blocks that share the instances of this one."""
+
+        def write(value: jax.Array, rank: Any, i: int) -> None:
+            self.write_values(self.partials, value, rank, i)
+
+        def read(rank: Any, i: int) -> jax.Array:
+            return self.read_values(self.partials, rank, i)
+
+        return self.meeting.exchange(values, write, read)
+
+    def _count(self, rank: Any, held: int) -> Any:
         tile = self.tile
-        if tile.cluster == 1:
+        if tile.parts == 1 and not tile.streamed:
             return jnp.float32(tile.positions)
-        rows = jnp.clip(tile.extent - rank * tile.block_rows, 0, tile.block_rows)
+        rows = jnp.clip(tile.extent - rank * tile.block_rows, 0, held)
         return (rows * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
 
-    def exchange(self, values: Sequence[jax.Array], partials: Ref, met: Ref) -> list[tuple[jax.Array, ...]]:
-        """The values of all blocks of the cluster, by rank, through global memory.
-
-        The barrier is there for the interpreter, which checks it. It orders the blocks, but says nothing about memory:
-        the PTX does, a release and an acquire by all threads at cluster scope, and the interpreter skips it.
-        """
-        for i, value in enumerate(values):
-            self.write_values(partials, value, self.rank, i)
-        plgpu.barrier_arrive(met)
-        plgpu.barrier_wait(met)
-        _fence()
-        return [
-            tuple(self.read_values(partials, rank, i) for i in range(len(values))) for rank in range(self.tile.cluster)
-        ]
+    def _wait_for_all(self) -> None:
+        self._all_came = True
+        pl.loop(0, self.tile.boxes)(self.copies.wait)
 
     # Where things are.
 
@@ -173,33 +177,23 @@ class Block:
         where = self._lanes if self.tile.reduces == "rows" else pl.ds(self.index * rows, rows)
         return ref.at[(self.outer, *leading, where)]
 
-    def _box(self, ref: Ref, box: Any) -> Ref:
-        tile = self.tile
-        if tile.reduces == "lanes":
-            rows, lanes = pl.ds(self.index * tile.rows, tile.rows), pl.ds(box * tile.lanes, tile.lanes)
-        else:
-            rows, lanes = pl.ds(self.rank * tile.block_rows + box * tile.rows, tile.rows), self._lanes
-        return ref.at[self.outer, rows, lanes]
 
-
-def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Sequence[Any], outputs: Any, dtype: Any) -> Any:
-    """Runs body(*inputs, *outputs, buffers=, loaded=, met=) on every thread block of the tile."""
-    scratch: Any = {
-        "buffers": [_buffer(tile, dtype)] * tile.arrays,
-        "loaded": plgpu.Barrier(num_arrivals=tile.arrays, num_barriers=tile.boxes),
-        "met": plgpu.ClusterBarrier(collective_axes=("cluster",)) if tile.cluster > 1 else None,
-    }
-    return plgpu.kernel(
+def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, outputs: Any, dtype: Any) -> Any:
+    """Runs body(*inputs, *outputs, scratch=) on every thread block of the tile."""
+    way_to_meet = meeting.way(tile)
+    kernel = plgpu.kernel(
         body,
         out_type=outputs,
-        scratch_types=scratch,
-        grid=(tile.shape[0] * tile.blocks,),
-        grid_names=("blocks",),
-        cluster=(tile.cluster,),
-        cluster_names=("cluster",),
+        scratch_types={
+            "scratch": {"copies": copies.way(tile).scratch(tile, dtype), "meeting": way_to_meet.scratch(tile)}
+        },
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES),
-    )(*inputs)
+        **way_to_meet.grid(tile),
+    )
+    # Python numbers are 64 bits wide under jax_enable_x64: its indices would not mix with those of the grid.
+    with jax.enable_x64(False):
+        return kernel(*inputs)
 
 
 def values_to_kernel(tile: Tile, value: jax.Array) -> jax.Array:
@@ -227,26 +221,6 @@ def values_type(tile: Tile, *leading: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((outer, *leading, positions), jnp.float32)
 
 
-def _buffer(tile: Tile, dtype: Any) -> Any:
-    # Swizzled rows are what Mosaic GPU accepts for any number of rows; 16 bytes is the width of the swizzle itself.
-    transforms = () if tile.row_bytes == 16 else (plgpu.SwizzleTransform(tile.row_bytes),)  # type: ignore[abstract]
-    return plgpu.SMEM((tile.boxes, tile.rows, tile.lanes), dtype, transforms=transforms)
-
-
-def _registers(lanes: int) -> Any:
-    """How a chunk lies in the registers of a warpgroup: 4 neighbouring lanes per thread, whole rows per warp."""
-    if lanes == 4:
-        tiling = plgpu.Tiling(((128, 4), (32, 4)))
-        return plgpu.Layout.TILED(tiling, warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1)
-    rows = 128 // lanes
-    tiling = plgpu.Tiling(((4 * rows, lanes), (rows, lanes), (4,)))
-    return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
-
-
-def _fence() -> None:
-    @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
-    def fence(_: Any) -> None:
-        for instruction in ("arrive.release.aligned", "wait.acquire.aligned"):
-            inline_ptx(f"barrier.cluster.{instruction};", has_side_effects=True, convergent=True)
-
-    fence()
+def partials_type(tile: Tile, values: int) -> jax.ShapeDtypeStruct | None:
+    """What blocks exchange: that many values per instance and block, None where each is alone."""
+    return values_type(tile, tile.parts, values) if tile.parts > 1 else None

@@ -53,11 +53,16 @@ def target(x: jax.Array) -> Device | None:
     abstract = jax.typeof(x).sharding.mesh.abstract_device
     if abstract is not None:
         return named(abstract.device_kind) if abstract.platform == "gpu" else None
-    if isinstance(x, jax.core.Tracer):
-        device = jax.config.jax_default_device or jax.devices()[0]
-        # The default device may be the name of a platform.
-        return facts(jax.devices(device)[0] if isinstance(device, str) else device)
-    return facts(next(iter(x.devices())))
+    return facts(current(x))
+
+
+def current(x: Any) -> Any:
+    """The device of JAX that x is on; the default one for what is on none, such as a jax.ShapeDtypeStruct."""
+    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+        return next(iter(x.devices()))
+    device = jax.config.jax_default_device or jax.devices()[0]
+    # The default device may be the name of a platform.
+    return jax.devices(device)[0] if isinstance(device, str) else device
 
 
 def facts(device: Any) -> Device | None:

@@ -157,6 +157,11 @@ def _uncovered(jaxpr: _Jaxpr) -> Iterator[str]:
             yield from _uncovered(inner[0])
         elif name not in _COVERED and not _is_identity(equation):
             yield name
+        else:
+            # Under jax_enable_x64: what is computed in 64 bits would be computed in 32. Constants may be wide.
+            wide = next((out.aval.dtype.name for out in equation.outvars if out.aval.dtype.itemsize > 4), None)
+            if wide is not None:
+                yield f"{name} to {wide}"
 
 
 def _is_identity(equation: _Equation) -> bool:

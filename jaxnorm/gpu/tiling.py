@@ -49,6 +49,9 @@ _BARRIER_BYTES = 8
 _BUFFER_ALIGNMENT = 1024
 
 Reduces = Literal["rows", "both", "lanes"]
+# See jaxnorm.gpu.copies and jaxnorm.gpu.meeting.
+Copies = Literal["bulk"]
+Meeting = Literal["alone", "cluster"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +75,12 @@ class Tile:
       rows, lanes: of a box, which one bulk copy moves and one barrier guards.
       boxes: of a thread block; they follow each other along the lanes for "lanes", else along the rows.
       chunk: rows of a box that are computed at a time.
-      cluster: thread blocks that share the rows of an instance.
+      parts: thread blocks that share the rows of an instance.
       arrays: x-sized arrays in shared memory.
       itemsize: bytes of an element of those.
+      copies: how its part comes into shared memory and goes back.
+      meeting: how the blocks that share an instance meet.
+      streamed: further rows of a thread block, which it does not hold but reads twice.
     """
 
     reduces: Reduces
@@ -83,14 +89,22 @@ class Tile:
     lanes: int
     boxes: int
     chunk: int
-    cluster: int
+    parts: int
     arrays: int
     itemsize: int
+    copies: Copies = "bulk"
+    meeting: Meeting = "alone"
+    streamed: int = 0
+
+    @property
+    def held_rows(self) -> int:
+        """Rows of x that one thread block has in shared memory."""
+        return self.rows if self.reduces == "lanes" else self.rows * self.boxes
 
     @property
     def block_rows(self) -> int:
-        """Rows of x that one thread block covers."""
-        return self.rows if self.reduces == "lanes" else self.rows * self.boxes
+        """Rows of x that one thread block works on."""
+        return self.held_rows + self.streamed
 
     @property
     def blocks(self) -> int:
@@ -101,7 +115,7 @@ class Tile:
     @property
     def thread_blocks(self) -> int:
         """In all."""
-        return self.shape[0] * self.blocks * self.cluster
+        return self.shape[0] * self.blocks * self.parts
 
     @property
     def extent(self) -> int:
@@ -111,7 +125,7 @@ class Tile:
     @property
     def ragged(self) -> bool:
         """Whether the boxes of an instance reach beyond its end."""
-        held = self.lanes * self.boxes if self.reduces == "lanes" else self.block_rows * self.cluster
+        held = self.lanes * self.boxes if self.reduces == "lanes" else self.block_rows * self.parts
         return held != self.extent
 
     @property
@@ -211,7 +225,7 @@ def _clusters(reduces: Reduces, shape: tuple[int, int, int], lanes: int, itemsiz
 def is_worth_meeting(tile: Tile) -> bool:
     """Whether the parts of a cluster are large enough to pay for their exchange."""
     per_instance = tile.tile_bytes // (tile.lanes if tile.reduces == "rows" else 1)
-    return tile.cluster == 1 or (
+    return tile.parts == 1 or (
         tile.arrays * tile.tile_bytes >= _LEAST_PART_BYTES and per_instance >= _LEAST_PART_OF_INSTANCE_BYTES
     )
 
@@ -228,7 +242,8 @@ def tile_of_rows(
     chunk = _chunk(needed, lanes)
     rows = min(_BOX_ROWS, _round_up(-(-needed // _BOXES), chunk))
     boxes = -(-needed // rows)
-    return Tile(reduces, shape, rows, lanes, boxes, chunk, cluster, arrays, itemsize)
+    meeting: Meeting = "cluster" if cluster > 1 else "alone"
+    return Tile(reduces, shape, rows, lanes, boxes, chunk, cluster, arrays, itemsize, meeting=meeting)
 
 
 def _chunk(rows: int, lanes: int) -> int:

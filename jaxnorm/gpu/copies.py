@@ -1,0 +1,229 @@
+"""How a thread block's part of an array comes into shared memory, is read and written there, and goes back.
+
+    Bulk      bulk copies (the TMA unit of Hopper and newer), one box at a time
+    Plain     cp.async, or vector loads through registers; results go from registers to global memory
+    Span      several channels-first instances, whose rows bulk copies cannot start at, as one contiguous span
+
+What a block does not hold (Tile.streamed) it reads from global memory each time, whichever way the rest is held.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxnorm.gpu.tiling import Tile
+
+# A reference to memory in a kernel.
+Ref = Any
+
+
+class Place(NamedTuple):
+    """Which part of x a thread block has: of the outer, of the blocks side by side, of those that share an instance."""
+
+    outer: Any
+    index: Any
+    rank: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """What is computed at a time.
+
+    Attributes:
+      box, row: where it is held; None where it is not.
+      start: its first row in the array; for "lanes" its first lane.
+      low, high: the positions along the instance that count, from low to high - 1; None is no bound.
+    """
+
+    box: Any
+    row: Any
+    start: Any
+    low: Any = None
+    high: Any = None
+
+
+class Copies(abc.ABC):
+    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish."""
+
+    def __init__(
+        self, tile: Tile, place: Place, sources: Sequence[Ref], targets: Sequence[Ref], buffers: Sequence[Ref]
+    ) -> None:
+        self.tile, self.place = tile, place
+        self.sources, self.targets, self.buffers = sources, targets, buffers
+        self.shape, self.layout = (tile.chunk, tile.lanes), registers(tile.lanes)
+
+    @staticmethod
+    @abc.abstractmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        """What start, wait and the rest need in shared memory."""
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Starts the copies of all boxes of all sources."""
+
+    @abc.abstractmethod
+    def wait(self, box: Any) -> None:
+        """Until a box of all sources has come."""
+
+    @abc.abstractmethod
+    def give_back(self, box: Any) -> None:
+        """Starts the copies of a box to all targets, after its last write."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """Until all that was given back may be left."""
+
+    @abc.abstractmethod
+    def chunk(self, box: Any, row: Any) -> Chunk:
+        """The chunk at that row of a box."""
+
+    @abc.abstractmethod
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """A chunk of a target; of those that are held, the source of that number may be gone then."""
+
+    def read(self, number: int, chunk: Chunk) -> jax.Array:
+        """A chunk of a source, in float32."""
+        if chunk.box is None:
+            where = self.sources[number].at[self._rows(chunk.start, self.tile.chunk)]
+        else:
+            where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
+        return plgpu.load(where, layout=self.layout, optimized=False).astype(jnp.float32)
+
+    def streamed(self) -> tuple[Any, Any]:
+        """The first and the last but one of the chunks that are not held."""
+        tile = self.tile
+        start = self.place.rank * tile.block_rows + tile.held_rows
+        rows = jnp.clip(tile.extent - start, 0, tile.streamed)
+        return 0, lax.div(rows + (tile.chunk - 1), tile.chunk)
+
+    def streamed_chunk(self, i: Any) -> Chunk:
+        """Of the chunks that are not held, the last one is moved back to end inside the instance."""
+        tile = self.tile
+        start = self.place.rank * tile.block_rows + tile.held_rows + i * tile.chunk
+        if tile.extent % tile.chunk == 0:
+            return Chunk(None, None, pl.multiple_of(start, tile.chunk))
+        return Chunk(None, None, jnp.minimum(start, tile.extent - tile.chunk), low=start)
+
+    def chunks(self, box: Any) -> tuple[Any, Any]:
+        """The first and the last but one of the chunks of a box."""
+        return 0, self.tile.rows // self.tile.chunk
+
+    def inside(self, values: jax.Array, chunk: Chunk) -> jax.Array:
+        """The values with zeros at positions that do not count."""
+        if chunk.low is None and chunk.high is None:
+            return values
+        inside: jax.Array = jnp.where(self._counts(chunk), values, 0.0)
+        return inside
+
+    def _counts(self, chunk: Chunk) -> jax.Array:
+        index = self._positions(chunk)
+        bounds = [] if chunk.low is None else [index >= chunk.low]
+        bounds += [] if chunk.high is None else [index < chunk.high]
+        counts: jax.Array = bounds[0] if len(bounds) == 1 else bounds[0] & bounds[1]
+        return counts
+
+    def _positions(self, chunk: Chunk) -> jax.Array:
+        """Along the instance."""
+        axis = 1 if self.tile.reduces == "lanes" else 0
+        index: jax.Array = plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=self.layout) + chunk.start
+        return index
+
+    def _rows(self, start: Any, rows: int) -> tuple[Any, ...]:
+        """Those rows of an array, and the lanes that the block has."""
+        lanes = self.tile.lanes
+        return self.place.outer, pl.ds(start, rows), pl.ds(self.place.index * lanes, lanes)
+
+    def _store(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """To global memory."""
+        target = self.targets[number]
+        store(target.at[self._rows(chunk.start, self.tile.chunk)], values.astype(target.dtype))
+
+
+class Bulk(Copies):
+    """One copy and one barrier per box; beyond the end of the array zeros come, and what is stored there is dropped."""
+
+    def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
+        super().__init__(tile, place, sources, targets, scratch["buffers"])
+        self.loaded = scratch["loaded"]
+
+    @staticmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        # Swizzled rows are what Mosaic GPU accepts for any number of rows; 16 bytes is the swizzle's own width.
+        swizzle = () if tile.row_bytes == 16 else (plgpu.SwizzleTransform(tile.row_bytes),)  # type: ignore[abstract]
+        return {
+            "buffers": [plgpu.SMEM((tile.boxes, tile.rows, tile.lanes), dtype, transforms=swizzle)] * tile.arrays,
+            "loaded": plgpu.Barrier(num_arrivals=tile.arrays, num_barriers=tile.boxes),
+        }
+
+    def start(self) -> None:
+        @pl.loop(0, self.tile.boxes)
+        def _(box: Any) -> None:
+            for source, buffer in zip(self.sources, self.buffers, strict=True):
+                plgpu.copy_gmem_to_smem(source.at[self._box(box)], buffer.at[box], self.loaded.at[box])
+
+    def wait(self, box: Any) -> None:
+        plgpu.barrier_wait(self.loaded.at[box])
+
+    def give_back(self, box: Any) -> None:
+        plgpu.commit_smem()
+        for target, buffer in zip(self.targets, self.buffers, strict=False):
+            plgpu.copy_smem_to_gmem(buffer.at[box], target.at[self._box(box)])
+
+    def finish(self) -> None:
+        plgpu.wait_smem_to_gmem(0)
+
+    def chunk(self, box: Any, row: Any) -> Chunk:
+        tile = self.tile
+        high = tile.extent if tile.ragged else None
+        if tile.reduces == "lanes":
+            return Chunk(box, row, box * tile.lanes, high=high)
+        return Chunk(box, row, self._first_row(box) + row, high=high)
+
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        if chunk.box is None:
+            self._store(number, chunk, values)
+            return
+        buffer = self.buffers[number]
+        store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
+
+    def _first_row(self, box: Any) -> Any:
+        return self.place.rank * self.tile.block_rows + box * self.tile.rows
+
+    def _box(self, box: Any) -> tuple[Any, ...]:
+        tile = self.tile
+        if tile.reduces == "lanes":
+            lanes = pl.ds(box * tile.lanes, tile.lanes)
+            return self.place.outer, pl.ds(self.place.index * tile.rows, tile.rows), lanes
+        return self._rows(self._first_row(box), tile.rows)
+
+
+WAYS: dict[str, type[Copies]] = {"bulk": Bulk}
+
+
+def way(tile: Tile) -> type[Copies]:
+    return WAYS[tile.copies]
+
+
+def registers(lanes: int) -> Any:
+    """How a chunk lies in the registers of a warpgroup: 4 neighbouring lanes per thread, whole rows per warp."""
+    if lanes == 4:
+        tiling = plgpu.Tiling(((128, 4), (32, 4)))
+        return plgpu.Layout.TILED(tiling, warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1)
+    rows = 128 // lanes
+    tiling = plgpu.Tiling(((4 * rows, lanes), (rows, lanes), (4,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+
+
+def store(ref: Ref, value: jax.Array) -> None:
+    """To shared or global memory, in the dtype of the reference."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:  # before JAX 0.12
+        ref[...] = value
