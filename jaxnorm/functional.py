@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference, xla
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
@@ -16,16 +17,16 @@ from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split
 
 
 def instance_norm(
-    x: jax.Array,
-    gamma: jax.Array | None = None,
-    beta: jax.Array | None = None,
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     eps: float = 1e-5,
     *,
     channel_axis: Axes = 1,
-    residual: jax.Array | None = None,
+    residual: ArrayLike | None = None,
     activation: Activation | None = None,
-    where: jax.Array | None = None,
-    moments: tuple[jax.Array, jax.Array] | None = None,
+    where: ArrayLike | None = None,
+    moments: tuple[ArrayLike, ArrayLike] | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
     implementation: Implementation | None = None,
@@ -162,10 +163,10 @@ def normalize(
 
 
 def instance_moments(
-    x: jax.Array,
+    x: ArrayLike,
     *,
     channel_axis: Axes = 1,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, jax.Array]:

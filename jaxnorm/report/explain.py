@@ -20,6 +20,9 @@ from jaxnorm.layout import Layout
 _XLA_FORWARD = 3 + 1 / 16
 _XLA_BACKWARD = 5
 
+# Sizes of x that each implementation moves.
+_Units = dict[Implementation, float]
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Pass:
@@ -132,8 +135,8 @@ def explain(
     # Read and written besides: the residual forward, the residual and its gradient backward. Plain XLA reads the
     # residual once for each of its two passes.
     more = (1, 2 if activation is not None else 0) if _is_given(residual) else (0, 0)
-    forward: dict[Implementation, float] = {"pallas": 2 + more[0], "xla": _XLA_FORWARD + more[0]}
-    backward: dict[Implementation, float] = {"pallas": 3 + more[1], "xla": _XLA_BACKWARD + 1.5 * more[1]}
+    forward: _Units = {"pallas": 2 + more[0], "xla": _XLA_FORWARD + more[0]}
+    backward: _Units = {"pallas": 3 + more[1], "xla": _XLA_BACKWARD + 1.5 * more[1]}
     return Explanation(
         name,
         gpu,
@@ -162,10 +165,7 @@ def _is_given(residual: Any) -> bool:
     return bool(residual) if isinstance(residual, (bool, np.bool_)) else residual is not None
 
 
-def _pass(
-    name: str, named: Implementation | None, tile: Tile | NoTile, size: int, units: dict[Implementation, float]
-) -> Pass:
-    """Args: size: of x in bytes. units: sizes of x that each implementation moves."""
+def _pass(name: str, named: Implementation | None, tile: Tile | NoTile, size: int, units: _Units) -> Pass:
     chosen: Implementation = named or ("xla" if isinstance(tile, NoTile) else "pallas")
     if chosen != "pallas":
         reason = tile if named is None else NoTile(f"implementation={named!r} was named")
@@ -182,8 +182,7 @@ def _device(name: str | None, x: Any) -> tuple[str, Device | None]:
         return kind.upper() if kind == device.platform else kind, facts(device)
     if not isinstance(name, str):
         raise TypeError(
-            f"device must be None or a product name: got {type(name).__name__}. "
-            "Pass, for example, the device_kind of a jax.Device."
+            f"device must be None or a product name: got {type(name).__name__}. Of a jax.Device, pass the device_kind."
         )
     known = named(name)
     if known is None:
