@@ -157,8 +157,8 @@ def _check_captures(activation: Activation, traced: Any) -> None:
             )
         if not value.shape and not _is_real(value.dtype):
             raise ValueError(
-                f"What an activation closes over must be real numbers: {got}. Compute with it outside, or apply the "
-                "activation after the norm."
+                f"What an activation closes over must be real numbers: {got}. Compute with it outside, and make "
+                "a module of Flax outside too, or apply the activation after the norm."
             )
 
 
