@@ -16,7 +16,7 @@ from jaxnorm import pallas_kernel
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.gpu.tiling import find_tile, tile_of_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(180)]
 
 # float32 rows of 32 bytes for channels-last; channels-first in rows of 64 bytes, and small instances.
 LAST, FIRST, SMALL = (2, 225, 8), (3, 1008, 1), (18, 196, 1)

@@ -173,6 +173,22 @@ def test_vmap_of_the_second_derivative(norm):
     check(lambda norm: jax.vmap(penalty(norm), (0, None, None)), norm, arguments(2)[0], *arguments()[1:], factor=SECOND)
 
 
+def hessian_product(norm):
+    """Forward over reverse, along the arguments themselves."""
+    return lambda *given: jax.jvp(gradients(norm), given, given)[1]
+
+
+@pytest.mark.parametrize("transformation", [penalty, hessian_product], ids=["grad of grad", "HVP"])
+def test_second_derivative_of_scan(norm, transformation, request):
+    if norm.keywords["implementation"] == "pallas" and jax.__version_info__ < (0, 12):
+        # There scan drops custom_jvp rules where it evaluates its body in parts.
+        reason = "JAX before 0.12 differentiates the launch itself: rule for 'mpmd_map' not implemented"
+        request.applymarker(pytest.mark.xfail(raises=NotImplementedError, reason=reason, strict=True))
+        # The fixture wants a kernel to have run.
+        norm(*arguments())
+    check(lambda norm: transformation(layers(norm)), norm, *arguments(), factor=SECOND)
+
+
 # JAX refuses to differentiate a checkpoint around the ordered effects of the interpreter, and the interpreter asks for
 # the device of every named axis, those of vmap included: test_kernel_compiled.py has these for the kernel.
 
