@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.arguments import Activation, Implementation, without_addresses
-from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.tiling import NoTile, Tile, find_tile, tile_of_rows
+from jaxnorm.gpu.devices import DEVICES, Device, interpreted
+from jaxnorm.gpu.tile import NoTile, Tile
+from jaxnorm.gpu.tiling import find_tile, tile_of_rows
 
 
 def find_tiles(
@@ -25,6 +26,7 @@ def find_tiles(
     activation: Activation | None,
     captures: int = 0,
     device: Device | None,
+    implementation: Implementation | None = None,
 ) -> tuple[Tile | NoTile, Tile | NoTile]:
     """The kernel's tiles of the forward and the backward pass, or the reasons why it cannot run.
 
@@ -33,6 +35,7 @@ def find_tiles(
       dtype: of x.
       residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
+      implementation: as in jaxnorm.instance_norm: "pallas" takes tiles that None does not take by itself.
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
@@ -44,17 +47,16 @@ def find_tiles(
     view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
     # The gradients depend on the residual only through the activation.
     differentiated = residual and activation is not None
-    return (
-        find_tile(view, itemsize, 1 + residual, device),
-        find_tile(view, itemsize, 2 + differentiated, device),
-    )
+    arrays = (1 + residual, 2 + differentiated)
+    forward, backward = (find_tile(view, itemsize, number, device) for number in arrays)
+    if implementation == "pallas":
+        return forward, backward
+    return _unless_by_name(forward), _unless_by_name(backward)
 
 
 def interpreted_device() -> Device | None:
     """The GPU that Pallas plays on a CPU inside plgpu.force_gpu_interpret_mode, else None."""
-    from jax._src.config import pallas_tpu_interpret_mode_context_manager as mode
-
-    return None if mode.value is None else DEVICES["H100"]
+    return DEVICES["H100"] if interpreted() else None
 
 
 def run(
@@ -84,6 +86,14 @@ def run(
         return kernel(*arguments, tile=tile)
     # What is traced for a GPU may be lowered for another platform all the same.
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
+
+
+def _unless_by_name(tile: Tile | NoTile) -> Tile | NoTile:
+    """What nobody has seen run on a GPU may hang it, where blocks wait for others: that must be asked for."""
+    if isinstance(tile, NoTile) or (tile.copies == "bulk" and tile.meeting != "group"):
+        return tile
+    what = "whose blocks meet in global memory" if tile.meeting == "group" else f"with {tile.copies} copies"
+    return NoTile(f"a kernel {what} has not run on a GPU yet: it is taken by name, implementation='pallas'")
 
 
 @functools.cache

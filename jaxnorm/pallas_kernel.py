@@ -21,7 +21,7 @@ from jaxnorm import scaling
 from jaxnorm.gpu import elementwise, meeting
 from jaxnorm.gpu.block import Block, launch, partials_type, values_from_kernel, values_to_kernel, values_type
 from jaxnorm.gpu.copies import Chunk, Ref
-from jaxnorm.gpu.tiling import Tile
+from jaxnorm.gpu.tile import Tile
 from jaxnorm.xla import Gradients, Statistics
 
 FORWARD_NAME = "jaxnorm_forward"
@@ -211,7 +211,7 @@ def _backward(
         scale, shift = block.spread(gamma_value), block.spread(block.read_values(beta))
         captured = [block.spread(block.read_values(value)) for value in captures]
 
-        def differentiate(chunk: Chunk) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        def differentiate(chunk: Chunk) -> tuple[jax.Array, ...]:
             """xhat, dz and the terms of the gradients of what the activation captures."""
             xhat = ((block.read(0, chunk) - center) - delta) * rstd
             dz = block.read(1, chunk)
@@ -222,11 +222,12 @@ def _backward(
                     z = z + block.read(2, chunk)
                 dz, *more = elementwise.evaluate_all(pullback, z, *captured, dz)
                 dcaptures = tuple(more)
-            # Where nothing counts dy may be 0, but the derivative may be anything.
-            return xhat, block.inside(dz, chunk), [block.inside(term, chunk) for term in dcaptures]
+            return xhat, dz, *dcaptures
 
         def add(chunk: Chunk, totals: Any) -> Any:
-            xhat, dz, dcaptures = differentiate(chunk)
+            xhat, *terms = differentiate(chunk)
+            # Beyond the end dy is 0, but the derivative there may be anything.
+            dz, *dcaptures = (block.inside(term, chunk) for term in terms)
             return tuple(total + term for total, term in zip(totals, (dz, dz * xhat, *dcaptures), strict=True))
 
         found = block.sweep(add, (block.zeros(),) * len(sums))

@@ -11,7 +11,7 @@ from jax import lax
 from jaxnorm import choice, reference, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
 from jaxnorm.gpu.devices import Device
-from jaxnorm.gpu.tiling import NoTile, Tile
+from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.layout import Layout, UnmergedLayout
 from jaxnorm.placement import vary_together
 from jaxnorm.sums import Platform, Positions
@@ -84,6 +84,7 @@ class Call:
             activation=self.activation,
             captures=len(operands.captures),
             device=self.device,
+            implementation=self.implementation,
         )
 
     def may_run_kernel(self, operands: Operands) -> bool:

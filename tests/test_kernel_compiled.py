@@ -120,7 +120,7 @@ def test_odd_views_compile(gpu):
         for found in reports(gpu, "views", view, "float16", "float32"):
             if "reason" in found:
                 assert (found["view"], found["dtype"]) in (([1, 1001, 4], "float16"), ([1, 2100, 1], "float16"))
-                assert "multiple of 16 bytes" in found["reason"]
+                assert "multiples of 16 bytes" in found["reason"]
                 continue
             assert found["calls"][f"jaxnorm_{found['of']}"] == 1, found
             assert all(kernel["spilled"] == 0 for kernel in found["kernels"].values()), found

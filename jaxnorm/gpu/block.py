@@ -11,7 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm.gpu import copies, meeting
 from jaxnorm.gpu.copies import Chunk, Place, Ref
-from jaxnorm.gpu.tiling import REDUCTION_SCRATCH_BYTES, Tile
+from jaxnorm.gpu.tile import REDUCTION_SCRATCH_BYTES, Tile
 
 
 class Block:

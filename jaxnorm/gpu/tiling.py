@@ -1,27 +1,22 @@
-"""How the fused GPU kernel splits its work: a pure function of the shape, the dtype and the facts of a device.
-
-A thread block holds its part of an instance in shared memory, so that x is read once and y written once. The
-canonical view (B, R, K) of jaxnorm.layout is cut in one of three ways:
-
-    "rows"   channels-last. Shared memory holds rows x lanes positions of one sample; each lane is an instance of its
-             own, reduced over the rows. A cluster of blocks shares the rows of an instance.
-    "both"   channels-first. An instance is contiguous and is seen as rows of `lanes` positions; all are reduced to
-             one value. A cluster of blocks shares the rows.
-    "lanes"  channels-first, small instances: each row of shared memory is one instance, reduced over its lanes.
-"""
+"""Finds the tile of a pass: a pure function of the shape, the dtype and the facts of a device."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Literal
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
 
 from jaxnorm.gpu.devices import Device
+from jaxnorm.gpu.tile import Copies, Meeting, NoTile, Reduces, Tile
 
-# The TMA unit, which copies tiles between global and shared memory, exists since Hopper.
-_LEAST_CAPABILITY = (9, 0)
-# TMA requires that rows of a tensor start at multiples of 16 bytes, and copies no narrower rows.
+# cp.async exists since Ampere; bulk copies, by the TMA unit, and clusters since Hopper.
+_LEAST_CAPABILITY = (8, 0)
+_BULK_CAPABILITY = (9, 0)
+# Rows start at multiples of 16 bytes: bulk copies require it, and so do loads of 4 numbers by a thread.
 _ALIGNMENT = 16
 # TMA copies at most 256 rows at once.
 _BOX_ROWS = 256
+# More boxes than a thread block ever has.
+_MANY_BOXES = 64
 # Several boxes per tile, so that the first are summed while the others are still on their way.
 _BOXES = 4
 # Rows of shared memory, in bytes: 128 is a cache line. 32 is a sector, the least that DRAM gives out.
@@ -30,11 +25,16 @@ _ROW_BYTES = (128, 64, 32)
 _HALF_SECTOR = 16
 # Clusters of up to 8 thread blocks run on every device that has clusters.
 _CLUSTERS = (1, 2, 4, 8)
-# A cluster meets once to merge its sums, which takes about as long as a block needs to copy this much (a microsecond
-# or so at 25 KB per microsecond, the share of one SM). Smaller parts are not worth meeting for.
+# Blocks that share an instance meet once to merge its sums, which takes about as long as a block needs to copy this
+# much (a microsecond or so at 25 KB per microsecond, the share of one SM). Smaller parts are not worth meeting for.
 _LEAST_PART_BYTES = 16 * 1024
 # What a cluster exchanges, up to 3 float32 per block and instance, stays under 1/40 of what its blocks read.
 _LEAST_PART_OF_INSTANCE_BYTES = 512
+# Wide rows of groups are worth a quarter of the SMs, when the last round of groups does not fill the device.
+_GROUP_EFFICIENCY = 3 / 4
+# Instances that are held in part are read twice in part. Below this many arrays that need no second reading, plain
+# XLA, which reads all of them twice, is as good.
+_LEAST_HELD_ARRAYS = 0.4
 # Channels-first instances up to this size share a thread block. Above it, the 16 blocks that an SM runs at once have
 # 16 * 2 KB on their way, which is what memory latency (about a microsecond) times the share of one SM demands.
 _SMALL_INSTANCE_BYTES = 2 * 1024
@@ -42,119 +42,13 @@ _SMALL_INSTANCE_BYTES = 2 * 1024
 _ELEMENTS_PER_STEP = 128 * 4
 # Steps computed at a time, for instruction-level parallelism: up to 4 * 4 elements per thread and array.
 _STEPS = (4, 2, 1)
-# Sums across the warps of a thread block pass through this much shared memory.
-REDUCTION_SCRATCH_BYTES = 8 * 1024
-# An mbarrier takes 8 bytes; buffers start at multiples of 1024 bytes.
-_BARRIER_BYTES = 8
-_BUFFER_ALIGNMENT = 1024
-
-Reduces = Literal["rows", "both", "lanes"]
-# See jaxnorm.gpu.copies and jaxnorm.gpu.meeting.
-Copies = Literal["bulk"]
-Meeting = Literal["alone", "cluster"]
-
-
-@dataclasses.dataclass(frozen=True)
-class NoTile:
-    """Why the kernel cannot run."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """What a thread block holds and how it goes through it.
-
-    Attributes:
-      reduces: "rows", "both" or "lanes", see the module.
-      shape: of x as the kernel sees it, (outer, rows, lanes). "rows": (B, R, K). "both": (B, R // lanes, lanes).
-        "lanes": (1, B, R).
-      rows, lanes: of a box, which one bulk copy moves and one barrier guards.
-      boxes: of a thread block; they follow each other along the lanes for "lanes", else along the rows.
-      chunk: rows of a box that are computed at a time.
-      parts: thread blocks that share the rows of an instance.
-      arrays: x-sized arrays in shared memory.
-      itemsize: bytes of an element of those.
-      copies: how its part comes into shared memory and goes back.
-      meeting: how the blocks that share an instance meet.
-      streamed: further rows of a thread block, which it does not hold but reads twice.
-    """
-
-    reduces: Reduces
-    shape: tuple[int, int, int]
-    rows: int
-    lanes: int
-    boxes: int
-    chunk: int
-    parts: int
-    arrays: int
-    itemsize: int
-    copies: Copies = "bulk"
-    meeting: Meeting = "alone"
-    streamed: int = 0
-
-    @property
-    def held_rows(self) -> int:
-        """Rows of x that one thread block has in shared memory."""
-        return self.rows if self.reduces == "lanes" else self.rows * self.boxes
-
-    @property
-    def block_rows(self) -> int:
-        """Rows of x that one thread block works on."""
-        return self.held_rows + self.streamed
-
-    @property
-    def blocks(self) -> int:
-        """Thread blocks, or clusters of them, side by side for each of the outer."""
-        _, rows, lanes = self.shape
-        return {"rows": lanes // self.lanes, "both": 1, "lanes": -(-rows // self.block_rows)}[self.reduces]
-
-    @property
-    def thread_blocks(self) -> int:
-        """In all."""
-        return self.shape[0] * self.blocks * self.parts
-
-    @property
-    def extent(self) -> int:
-        """Rows, for "lanes" lanes, of an instance."""
-        return self.shape[2] if self.reduces == "lanes" else self.shape[1]
-
-    @property
-    def ragged(self) -> bool:
-        """Whether the boxes of an instance reach beyond its end."""
-        held = self.lanes * self.boxes if self.reduces == "lanes" else self.block_rows * self.parts
-        return held != self.extent
-
-    @property
-    def positions(self) -> int:
-        """Of an instance: the number that its sums are divided by."""
-        return self.extent * (self.lanes if self.reduces == "both" else 1)
-
-    @property
-    def row_bytes(self) -> int:
-        return self.lanes * self.itemsize
-
-    @property
-    def tile_bytes(self) -> int:
-        """Shared memory of one array."""
-        return self.boxes * self.rows * self.row_bytes
-
-    @property
-    def shared_memory(self) -> int:
-        """Bytes per thread block, an upper bound: buffers, sums across warps, barriers."""
-        buffer = -(-self.tile_bytes // _BUFFER_ALIGNMENT) * _BUFFER_ALIGNMENT
-        barriers = (self.boxes + 1) * _BARRIER_BYTES
-        return self.arrays * buffer + REDUCTION_SCRATCH_BYTES + barriers + _BUFFER_ALIGNMENT
 
 
 def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> Tile | NoTile:
     """The tile for one pass of the kernel, or the reason why there is none.
 
     The order of preference: enough thread blocks to give every SM one, then wide rows, then small clusters. Where
-    nothing gives every SM a block, the most blocks.
+    nothing gives every SM a block, the most blocks. Groups only where no cluster can hold an instance.
 
     Args:
       shape: (B, R, K), the canonical view.
@@ -165,69 +59,144 @@ def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: D
     reason = _why_not(shape, itemsize, device)
     if reason:
         return NoTile(reason)
-    for candidates in _candidates(shape, itemsize, arrays):
+    for candidates in _candidates(shape, itemsize, arrays, device):
         fitting = [tile for tile in candidates if tile.shared_memory <= device.shared_memory]
         if fitting:
             # max keeps the first of equals, and they come widest and smallest cluster first.
-            return max(fitting, key=lambda tile: min(tile.thread_blocks, device.sm_count))
+            return max(fitting, key=lambda tile: _worth(tile, device))
     return NoTile(_too_large(shape, itemsize, arrays, device))
+
+
+def _worth(tile: Tile, device: Device) -> tuple[float, ...]:
+    """What the best tile of a list has most of."""
+    if tile.meeting != "group":
+        return (min(tile.thread_blocks, device.sm_count),)
+    # Groups run as many at a time as the device has room for, and one SM has room for one block.
+    groups = tile.thread_blocks // tile.parts
+    rounds = -(-groups // (device.sm_count // tile.parts))
+    busy = tile.thread_blocks / (rounds * device.sm_count)
+    return (min(busy, _GROUP_EFFICIENCY), tile.row_bytes, busy, -tile.parts)
 
 
 def _why_not(shape: tuple[int, int, int], itemsize: int, device: Device) -> str | None:
     batch, positions, channels = shape
     major, minor = device.compute_capability
     if device.compute_capability < _LEAST_CAPABILITY:
-        return f"the kernel needs compute capability 9.0 (Hopper) or newer for its bulk copies: this is {major}.{minor}"
+        return f"the kernel needs compute capability 8.0 (Ampere) or newer: this is {major}.{minor}"
     if itemsize not in (2, 4):
         return f"the kernel computes in float32, for 2- and 4-byte elements: these have {itemsize} bytes"
     if 0 in shape:
         return f"there is nothing to normalize: one of (B, R, K) = {(batch, positions, channels)} is 0"
     name, count = ("positions of an instance", positions) if channels == 1 else ("channels", channels)
     if count * itemsize % _ALIGNMENT:
-        return (
-            f"bulk copies need rows whose length is a multiple of {_ALIGNMENT} bytes: the {count} {name} take "
-            f"{count * itemsize} bytes"
-        )
+        return f"rows must start at multiples of {_ALIGNMENT} bytes: the {count} {name} take {count * itemsize} bytes"
     return None
 
 
 def _too_large(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> str:
     _, positions, channels = shape
-    width = 1 if channels == 1 else _HALF_SECTOR // itemsize
-    what = "an instance" if channels == 1 else f"{width} channels of a sample, the fewest that can be copied,"
+    width = 1 if channels == 1 else _ROW_BYTES[-1] // itemsize
+    if channels * itemsize % _ROW_BYTES[-1] and channels > 1:
+        width = _HALF_SECTOR // itemsize
+    if positions * width < _ELEMENTS_PER_STEP:
+        return (
+            f"an instance of {positions} positions has fewer rows than a thread block computes at once, and only bulk "
+            "copies (Hopper and newer) fill up the rest"
+        )
+    what = "an instance" if channels == 1 else f"{width} channels of a sample, the fewest that are worth copying,"
     return (
         f"{what} of {positions} positions and {arrays} {'array' if arrays == 1 else 'arrays'} take "
-        f"{arrays * positions * width * itemsize} bytes: the shared memory of {_CLUSTERS[-1]} thread blocks, the "
-        f"largest cluster, has {_CLUSTERS[-1] * device.shared_memory}"
+        f"{arrays * positions * width * itemsize} bytes: too much of it would be read twice, as the shared memory of "
+        f"the whole device has {device.sm_count * device.shared_memory}"
     )
 
 
-def _candidates(shape: tuple[int, int, int], itemsize: int, arrays: int) -> Iterator[list[Tile]]:
-    """Lists of tiles; a later list is a last resort. In a list wide rows come first, then small clusters."""
+def _candidates(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> Iterator[list[Tile]]:
+    """Lists of tiles; a later list is a last resort. In a list wide rows come first, then few blocks per instance."""
     batch, positions, channels = shape
-    if channels == 1 and positions * itemsize <= _SMALL_INSTANCE_BYTES:
+    bulk = device.compute_capability >= _BULK_CAPABILITY
+    if bulk and channels == 1 and positions * itemsize <= _SMALL_INSTANCE_BYTES:
         yield [tile_of_instances(batch, positions, itemsize, arrays)]
+    reduces: Reduces = "rows"
+    widths = [n for n in _lanes(itemsize) if channels % n == 0]
     if channels == 1:
         # Rows are contiguous: their width only matters to the copies.
-        lanes = next(n for n in _lanes(itemsize) if positions % n == 0)
-        yield _clusters("both", (batch, positions // lanes, lanes), lanes, itemsize, arrays)
-        return
-    *wide, half_sector = _lanes(itemsize)
-    for widths in ([n for n in wide if channels % n == 0], [half_sector]):
-        yield [tile for lanes in widths for tile in _clusters("rows", shape, lanes, itemsize, arrays)]
+        reduces, widths = "both", [next(n for n in _lanes(itemsize) if positions % n == 0)]
+        shape = (batch, positions // widths[0], widths[0])
+    wide = [n for n in widths if n * itemsize != _HALF_SECTOR or channels == 1]
+    narrow = [n for n in widths if n not in wide]
+    make = functools.partial(_tiles, bulk, reduces, shape, itemsize, arrays)
+    yield make(wide, _CLUSTERS if bulk else (1,))
+    if bulk:
+        yield make(narrow, _CLUSTERS)
+    yield make(wide, _groups(device), "group")
+    if wide:
+        yield _held_in_part(reduces, shape, wide[-1], itemsize, arrays, device)
+    if not bulk:
+        yield make(narrow, (1,))
 
 
-def _clusters(reduces: Reduces, shape: tuple[int, int, int], lanes: int, itemsize: int, arrays: int) -> list[Tile]:
-    tiles = [tile_of_rows(reduces, shape, lanes, cluster, itemsize, arrays) for cluster in _CLUSTERS]
+def _tiles(
+    bulk: bool,
+    reduces: Reduces,
+    shape: tuple[int, int, int],
+    itemsize: int,
+    arrays: int,
+    widths: Iterable[int],
+    parts: Iterable[int],
+    meeting: Meeting | None = None,
+) -> list[Tile]:
+    pairs = itertools.product(widths, parts)
+    if bulk:
+        tiles = (tile_of_rows(reduces, shape, lanes, n, itemsize, arrays, meeting) for lanes, n in pairs)
+    else:
+        found = (plain_tile_of_rows(reduces, shape, lanes, n, itemsize, arrays) for lanes, n in pairs)
+        tiles = (tile for tile in found if tile is not None)
     return [tile for tile in tiles if is_worth_meeting(tile)]
 
 
 def is_worth_meeting(tile: Tile) -> bool:
-    """Whether the parts of a cluster are large enough to pay for their exchange."""
+    """Whether the parts of an instance are large enough to pay for their exchange."""
     per_instance = tile.tile_bytes // (tile.lanes if tile.reduces == "rows" else 1)
     return tile.parts == 1 or (
         tile.arrays * tile.tile_bytes >= _LEAST_PART_BYTES and per_instance >= _LEAST_PART_OF_INSTANCE_BYTES
     )
+
+
+def _groups(device: Device) -> list[int]:
+    """Sizes with which 1, 2, 3 and so on groups fill the device, one block on each SM."""
+    sizes = {device.sm_count // groups for groups in range(1, device.sm_count // 2 + 1)}
+    return sorted(sizes)
+
+
+def _held_in_part(
+    reduces: Reduces, shape: tuple[int, int, int], lanes: int, itemsize: int, arrays: int, device: Device
+) -> list[Tile]:
+    """A group of all SMs that holds as much as there is room for, if that is worth it."""
+    bulk = device.compute_capability >= _BULK_CAPABILITY
+    copies: Copies = "bulk" if bulk else "plain"
+    needed = -(-shape[1] // device.sm_count)
+    nothing = Tile(reduces, shape, 0, lanes, _MANY_BOXES, 1, 1, arrays, itemsize, copies)
+    room = (device.shared_memory - nothing.shared_memory) // arrays // nothing.row_bytes
+    chunk = _chunk(min(needed, max(room // _BOXES, 1)), lanes)
+    sizes = {min(room // boxes // chunk * chunk, _BOX_ROWS if bulk else room) for boxes in range(_BOXES, 2 * _BOXES)}
+    rows = max(sizes, key=lambda rows: (room // rows * rows, rows) if rows else (0, 0))
+    if rows == 0:
+        return []
+    # A buffer is rounded up to its alignment: one box less than there is room for may be needed.
+    held = next(n * rows for n in range(room // rows, 0, -1) if _fits(nothing, rows, n, device))
+    # The last block of an instance moves back what would reach beyond its end: it must have that much.
+    for streamed in range(_round_up(max(needed - held, chunk), chunk), shape[1], chunk):
+        parts = -(-shape[1] // (held + streamed))
+        tile = dataclasses.replace(nothing, rows=rows, boxes=held // rows, chunk=chunk, parts=parts, streamed=streamed)
+        if _last_has(tile, chunk if bulk else rows):
+            tile = dataclasses.replace(tile, meeting="group" if parts > 1 else "alone")
+            return [tile] if tile.share * arrays >= _LEAST_HELD_ARRAYS else []
+    return []
+
+
+def _fits(tile: Tile, rows: int, boxes: int, device: Device) -> bool:
+    return dataclasses.replace(tile, rows=rows, boxes=boxes).shared_memory <= device.shared_memory
 
 
 def _lanes(itemsize: int) -> list[int]:
@@ -235,15 +204,53 @@ def _lanes(itemsize: int) -> list[int]:
 
 
 def tile_of_rows(
-    reduces: Reduces, shape: tuple[int, int, int], lanes: int, cluster: int, itemsize: int, arrays: int
+    reduces: Reduces,
+    shape: tuple[int, int, int],
+    lanes: int,
+    parts: int,
+    itemsize: int,
+    arrays: int,
+    meeting: Meeting | None = None,
 ) -> Tile:
-    """A tile for "rows" or "both", whether it fits or not."""
-    needed = -(-shape[1] // cluster)
+    """A tile for "rows" or "both" with bulk copies, whether it fits or not; of a group, fewer parts where they do."""
+    needed = -(-shape[1] // parts)
     chunk = _chunk(needed, lanes)
     rows = min(_BOX_ROWS, _round_up(-(-needed // _BOXES), chunk))
     boxes = -(-needed // rows)
-    meeting: Meeting = "cluster" if cluster > 1 else "alone"
-    return Tile(reduces, shape, rows, lanes, boxes, chunk, cluster, arrays, itemsize, meeting=meeting)
+    if meeting == "group":
+        parts = -(-shape[1] // (rows * boxes))
+    meeting = (meeting or "cluster") if parts > 1 else "alone"
+    return Tile(reduces, shape, rows, lanes, boxes, chunk, parts, arrays, itemsize, meeting=meeting)
+
+
+def plain_tile_of_rows(
+    reduces: Reduces,
+    shape: tuple[int, int, int],
+    lanes: int,
+    parts: int,
+    itemsize: int,
+    arrays: int,
+) -> Tile | None:
+    """The same with plain copies; None where an instance has less than a box."""
+    needed = -(-shape[1] // parts)
+    chunk = _chunk(needed, lanes)
+    tiles = []
+    for boxes in range(1, 2 * _BOXES + 1):
+        least = _round_up(-(-needed // boxes), chunk)
+        for rows in (least, least + chunk):
+            parts = -(-shape[1] // (rows * boxes))
+            meeting: Meeting = "group" if parts > 1 else "alone"
+            tile = Tile(reduces, shape, rows, lanes, boxes, chunk, parts, arrays, itemsize, "plain", meeting)
+            # The last block of an instance moves its last box back, to end where the instance does.
+            if _last_has(tile, rows):
+                tiles.append(tile)
+    # As little beyond the end as a few boxes allow.
+    return min(tiles, key=lambda tile: (tile.block_rows, abs(tile.boxes - _BOXES)), default=None)
+
+
+def _last_has(tile: Tile, rows: int) -> bool:
+    """Whether the last block of an instance has so many rows at least."""
+    return tile.extent - (tile.parts - 1) * tile.block_rows >= rows
 
 
 def _chunk(rows: int, lanes: int) -> int:
