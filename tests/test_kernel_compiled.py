@@ -14,7 +14,7 @@ import pytest
 from activations import ACTIVATIONS, LOCAL_MEMORY
 
 pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin and compiler")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(600)]
 
 TESTS = pathlib.Path(__file__).parent
 GPUS = ["H100", "B200"]
@@ -46,10 +46,10 @@ VALUES = {"forward": 7, "backward": 9}
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
-def reports(*arguments, x64=False):
+def reports(*arguments, **environment):
     """What aot_report.py prints."""
     path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS.parent / "benchmarks")))
-    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(x64)}
+    environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | environment
     command = [sys.executable, str(TESTS / "aot_report.py"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -148,7 +148,7 @@ def test_every_activation_compiles():
 )
 def test_x64_compiles_to_the_same(arguments):
     """Byte for byte and register for register: no index and no constant becomes wider."""
-    assert reports("H100", *arguments, x64=True) == reports("H100", *arguments)
+    assert reports("H100", *arguments, JAX_ENABLE_X64="1") == reports("H100", *arguments, JAX_ENABLE_X64="0")
 
 
 def test_transformations_launch_as_few_kernels():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jaxnorm.sums import cpu, gpu
 # The share of an instance whose mean serves as the provisional center. A smaller share reads less and cancels more.
 _CENTER_SHARE = 16
 
+# What decides the form of a sum. On a TPU, and where nothing is known, the arrays stay N-d.
+Platform = Literal["cpu", "gpu", "tpu"]
+
 
 class Positions(NamedTuple):
     """Where the positions of an instance are.
@@ -24,11 +27,13 @@ class Positions(NamedTuple):
       axes: of the arrays, (1,) for a view; per-instance values have size 1 there.
       axis_name: None, or the mapped axis over which the positions are spread besides, in equal shares.
       split_by_jit: whether the arrays are N-d because jit may split them along any axis.
+      platform: that computes.
     """
 
     axes: tuple[int, ...]
     axis_name: AxisName | None
     split_by_jit: bool
+    platform: Platform
 
     def count(self, x: jax.Array, where: jax.Array | None = None) -> Any:
         """The positions of an instance, a number; with a mask those that count, one value per instance."""
@@ -56,18 +61,16 @@ class Positions(NamedTuple):
 def provisional_center(
     x: jax.Array, where: jax.Array | None, dtype: jax.typing.DTypeLike, positions: Positions
 ) -> jax.Array:
-    """A number near the mean: the mean of the first rows, or of all that count where there is a mask.
+    """A number near the mean: the mean of a corner of the instance, or of all that count where there is a mask.
 
     The variance is then mean(d^2) - mean(d)^2 with d = x - center, and what cancels is mean(d)^2. The mean of any
     subset that holds a share f of the instance obeys (center - mean)^2 <= variance * (1 - f) / f (Cauchy-Schwarz on
     the subset's indicator), whatever the data. So mean(d^2) <= variance / f, and the rounding error of the variance
-    grows by at most 1 / f: 16 for f = 1/16, about 1e-6 relative in float32. The first rows of every device are such a
-    subset too. Where jit may split the rows, it is all of them; and of what a mask counts no share is known to lie in
-    the first rows.
+    grows by at most 1 / f: 16 for f = 1/16, about 1e-6 relative in float32. The corners of all devices together are
+    such a subset too. Where jit may split the positions, it is all of them; and of what a mask counts no share is known
+    to lie in the corner.
     """
-    share = 1 if positions.split_by_jit or where is not None else _CENTER_SHARE
-    first_axis = positions.axes[0]
-    rows = lax.slice_in_dim(x, 0, -(-x.shape[first_axis] // share), axis=first_axis)
+    rows = x if positions.split_by_jit or where is not None else _corner(x, positions.axes)
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
     first = _first(x, positions).astype(dtype)
     if where is not None:
@@ -86,6 +89,22 @@ def provisional_center(
     return jnp.where(jnp.isfinite(center), center, 0)
 
 
+def _corner(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The first positions along each axis, a share of at least 1 / _CENTER_SHARE: a slab where the first axis is long.
+
+    A slab lies in one piece, which is read without the rest; the next axes are cut only as far as the first ones are
+    too short for it.
+    """
+    left = math.prod(x.shape[axis] for axis in axes)
+    wanted = -(-left // _CENTER_SHARE)
+    for axis in axes:
+        size = x.shape[axis]
+        kept = -(-size * wanted // left)
+        x = lax.slice_in_dim(x, 0, kept, axis=axis)
+        left = left // size * kept
+    return x
+
+
 def _first(array: jax.Array, positions: Positions) -> jax.Array:
     for axis in positions.axes:
         array = lax.slice_in_dim(array, 0, 1, axis=axis)
@@ -99,25 +118,15 @@ def over_positions(
 
     Args:
       terms: elementwise in the arrays; per-instance values that it closes over have size 1 on the summed axes.
-      arrays: views, or N-d where positions say so.
+      arrays: views (B, R, K), or N-d on a TPU and where jit may split them.
       positions: those of an instance.
 
     Returns:
       Of each term the sum, with the summed axes kept at size 1.
     """
 
-    def at_once(*arrays: Any) -> tuple[jax.Array, ...]:
+    if positions.split_by_jit or positions.platform == "tpu":
         return tuple(jnp.sum(term, axis=positions.axes, keepdims=True) for term in terms(*arrays))
-
-    def in_parts(*arrays: Any) -> tuple[jax.Array, ...]:
+    if positions.platform == "cpu":
         return cpu.sum_parts(terms, *arrays)
-
-    def in_chunks(*arrays: Any) -> tuple[jax.Array, ...]:
-        return gpu.sum_chunks(terms(*arrays))
-
-    if positions.split_by_jit:
-        return at_once(*arrays)
-    sums: tuple[jax.Array, ...] = lax.platform_dependent(
-        *arrays, cpu=in_parts, cuda=in_chunks, rocm=in_chunks, default=at_once
-    )
-    return sums
+    return gpu.sum_chunks(terms(*arrays))
