@@ -41,8 +41,8 @@ lint: .venv/test ## ruff and mypy
 accuracy: .venv/demo ## print the error against float64 beside Flax's
 	$(BIN)/python benchmarks/accuracy.py
 
-traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's
-	$(BIN)/python benchmarks/traffic.py
+traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
+	$(BIN)/python benchmarks/traffic.py --markdown benchmarks/results/traffic.md $(ARGS)
 
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json
