@@ -128,5 +128,5 @@ def over_positions(
     if positions.split_by_jit or positions.platform == "tpu":
         return tuple(jnp.sum(term, axis=positions.axes, keepdims=True) for term in terms(*arrays))
     if positions.platform == "cpu":
-        return cpu.sum_parts(terms, *arrays)
+        return cpu.sum_tree(terms, *arrays)
     return gpu.sum_chunks(terms(*arrays))
