@@ -401,25 +401,6 @@ def test_pallas_does_not_divide_an_instance(x):
         instance_norm(sharded, implementation="pallas")
 
 
-@pytest.mark.parametrize(
-    "transformation",
-    [jax.jit, jax.grad, jax.vmap, lambda f: lambda slope: jax.jvp(f, (slope,), (slope,))],
-    ids=["jit", "grad", "vmap", "jvp"],
-)
-@pytest.mark.parametrize(
-    "activation",
-    [scaled_by, lambda slope: jax.jit(scaled_by(slope)), lambda slope: functools.partial(jax.nn.leaky_relu, slope)],
-    ids=["closure", "jitted closure", "partial"],
-)
-def test_xla_does_not_take_an_activation_that_closes_over_traced_values(x, activation, transformation):
-    def loss(slope):
-        return instance_norm(x, activation=activation(slope), implementation="xla").sum()
-
-    slope = jnp.ones(2) if transformation is jax.vmap else jnp.float32(1)
-    with raises(ValueError, "'xla' does not compute", "closes over traced values", "None or 'reference'"):
-        transformation(loss)(slope)
-
-
 def test_xla_takes_an_activation_that_closes_over_constants(x):
     y = instance_norm(x, activation=scaled_by(jnp.float32(2)), implementation="xla")
     assert jnp.array_equal(y, 2 * instance_norm(x, implementation="xla"))
