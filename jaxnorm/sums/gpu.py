@@ -6,8 +6,8 @@ from jax import lax
 
 # Rows per partial sum on a GPU. XLA for GPU fuses a column reduction of up to 64 rows with the broadcast that
 # feeds it; from 128 rows it splits the reduction itself and writes x-sized temporaries first. Fewer rows cost
-# more partial sums. Beyond 256 lanes it fuses no more than 32 rows of a half-precision backward pass.
-_CHUNK, _CHUNK_OF_WIDE_ROWS, _WIDE = 64, 32, 256
+# more partial sums.
+_CHUNK = 64
 # Below so many lanes XLA does not fuse a column reduction at all, and writes x-sized temporaries first. Several rows
 # side by side fill the lanes of a warp. A single lane is a sum of consecutive numbers, which it does fuse.
 _NARROW, _WARP = 15, 32
@@ -29,7 +29,7 @@ def _chunked(value: jax.Array) -> jax.Array:
     """(B, R, K) to (B, chunks, chunk, lanes), filled up with zeros; lanes are those of one or several rows."""
     batch, rows, lanes = value.shape
     side_by_side = -(-_WARP // lanes) if 1 < lanes < _NARROW else 1
-    chunk = min(_CHUNK if lanes <= _WIDE else _CHUNK_OF_WIDE_ROWS, -(-rows // side_by_side))
+    chunk = min(_CHUNK, -(-rows // side_by_side))
     chunks = -(-rows // (chunk * side_by_side))
     padding = ((0, 0), (0, chunks * chunk * side_by_side - rows), (0, 0))
     return jnp.pad(value, padding).reshape(batch, chunks, chunk, side_by_side * lanes)
