@@ -19,20 +19,25 @@ def sum_chunks(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     Reduced in one step, a channels-last array makes XLA for GPU write x-sized float32 temporaries. The barrier keeps
     the two steps from being merged again.
     """
-    batch, _, lanes = values[0].shape
     partial = lax.optimization_barrier(_sum_together(tuple(map(_chunked, values)), axis=2))
-    partial = tuple(value.reshape(batch, -1, lanes) for value in partial)
+    batch, chunks, _ = partial[0].shape
+    lanes = values[0].shape[2]
+    partial = tuple(value.reshape(batch, chunks * _side_by_side(lanes), lanes) for value in partial)
     return tuple(value[:, None] for value in _sum_together(partial, axis=1))
 
 
 def _chunked(value: jax.Array) -> jax.Array:
     """(B, R, K) to (B, chunks, chunk, lanes), filled up with zeros; lanes are those of one or several rows."""
     batch, rows, lanes = value.shape
-    side_by_side = -(-_WARP // lanes) if 1 < lanes < _NARROW else 1
+    side_by_side = _side_by_side(lanes)
     chunk = min(_CHUNK, -(-rows // side_by_side))
     chunks = -(-rows // (chunk * side_by_side))
     padding = ((0, 0), (0, chunks * chunk * side_by_side - rows), (0, 0))
     return jnp.pad(value, padding).reshape(batch, chunks, chunk, side_by_side * lanes)
+
+
+def _side_by_side(lanes: int) -> int:
+    return -(-_WARP // lanes) if 1 < lanes < _NARROW else 1
 
 
 def _sum_together(values: tuple[jax.Array, ...], *, axis: int) -> tuple[jax.Array, ...]:
