@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic bench bench-memory bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu bench bench-memory bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -43,6 +43,9 @@ accuracy: .venv/demo ## print the error against float64 beside Flax's
 
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's
 	$(BIN)/python benchmarks/traffic.py
+
+traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that are drawn; ARGS="--seed 1 --shapes 8"
+	$(BIN)/python benchmarks/traffic_tpu.py $(ARGS)
 
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json

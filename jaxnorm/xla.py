@@ -122,8 +122,10 @@ def backward(
       beta and the captures.
     """
 
-    # Else XLA for GPU may write what both passes compute of x, such as the mask of a relu, in the forward pass.
-    x, statistics = lax.optimization_barrier((x, statistics))
+    if positions.platform == "gpu":
+        # Else XLA may write what both passes compute of x, such as the mask of a relu, in the forward pass. A TPU fuses
+        # the passes with the matmuls beside them, which a barrier would hinder.
+        x, statistics = lax.optimization_barrier((x, statistics))
 
     def before_the_affine(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """xhat, and the cotangents of z and of the captures at each position."""
