@@ -1,14 +1,16 @@
 """The tiles: what they promise for any shape and device, what they prefer, and the reasons where there is none."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device
 from jaxnorm.gpu.tile import NoTile
-from jaxnorm.gpu.tiling import find_tile, is_worth_meeting, tile_of_rows
+from jaxnorm.gpu.tiling import find_tile, is_worth_meeting
 
 H100 = DEVICES["H100"]
 
@@ -38,7 +40,7 @@ def test_a_tile_fits_and_divides(call):
     assert tile.chunk * tile.lanes % 512 == 0
     assert tile.positions == view[1]
     outer, rows, lanes = tile.shape
-    assert outer * rows * lanes == view[0] * view[1] * view[2]
+    assert outer * rows * lanes == math.prod(view)
     # Vectors over the lanes are read and written without a check of bounds.
     assert tile.reduces == "lanes" or lanes % tile.lanes == 0
     if tile.copies == "bulk":
@@ -79,6 +81,14 @@ def test_every_row_and_lane_is_covered_once(call):
         return
     _, rows, lanes = tile.shape
     assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.parts
+    if tile.span is not None:
+        # Whole instances, from one multiple of 16 bytes to another.
+        assert tile.blocks * math.prod(tile.span) == math.prod(view)
+        assert tile.span[1] == view[1]
+        assert math.prod(tile.span) == tile.block_rows * tile.lanes
+        assert tile.chunk <= tile.block_rows <= tile.rows < tile.block_rows + tile.chunk
+        assert tile.row_bytes == 16
+        return
     if tile.reduces == "lanes":
         assert _covered([index * tile.rows for index in range(tile.blocks)], tile.rows, rows) == list(range(rows))
         assert _covered([box * tile.lanes for box in range(tile.boxes)], tile.lanes, lanes) == list(range(lanes))
@@ -174,6 +184,10 @@ def test_less_shared_memory_means_larger_clusters():
         ((8, 4096, 256), 4, 2, "A100", ("plain", "group", 1.0)),
         ((1, 262144, 64), 4, 2, "A100", ("plain", "group", 0.95)),
         ((2048, 4096, 1), 4, 1, "L40S", ("plain", "alone", 1.0)),
+        # Rows that start anywhere.
+        ((1024, 225, 1), 4, 1, "H100", ("span", "alone", 1.0)),
+        ((256, 343, 1), 2, 2, "RTX 4090", ("span", "alone", 1.0)),
+        ((32, 49, 1), 4, 1, "A100", ("span", "alone", 1.0)),
     ],
 )
 def test_ways(view, itemsize, arrays, device, how):
@@ -185,11 +199,12 @@ def test_ways(view, itemsize, arrays, device, how):
     ("view", "itemsize", "arrays", "device", "reason"),
     [
         ((8, 4096, 256), 8, 1, "H100", "these have 8 bytes"),
-        ((8, 4096, 3), 4, 1, "H100", "the 3 channels take 12 bytes"),
-        ((24, 225, 1), 4, 1, "H100", "the 225 positions of an instance take 900 bytes"),
+        ((8, 4096, 3), 4, 1, "H100", ": 3 channels take 12 bytes"),
+        ((6, 225, 1), 4, 1, "H100", "4 of 225 positions do, and 4 does not divide the 6 instances"),
+        ((64, 65025, 1), 4, 1, "H100", "4 instances of 65025 positions and 1 array take 1040400 bytes"),
         ((2, 2097152, 32), 2, 2, "A100", "16 channels of a sample.* 2 arrays take 134217728 bytes.* has 18026496"),
         ((1, 67_108_864, 1), 4, 1, "H100", "an instance of 67108864 positions and 1 array take"),
-        ((2, 9, 32), 4, 1, "A100", "an instance of 9 positions has fewer rows"),
+        ((2, 9, 32), 4, 1, "A100", "an instance of 9 positions is less than"),
         ((0, 4096, 64), 4, 1, "H100", "nothing to normalize"),
     ],
 )
