@@ -12,29 +12,13 @@ import sys
 
 import pytest
 from activations import ACTIVATIONS, LOCAL_MEMORY
+from kernel_cases import CASES
 
 pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin and compiler")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TESTS = pathlib.Path(__file__).parent
 GPUS = ["H100", "B200"]
-BOTH = ["float32", "bfloat16"]
-CASES = [
-    ("8x64x64x256", "last", BOTH),
-    ("2x128x128x128", "last", BOTH),
-    ("4x32x32x512", "last", BOTH),
-    ("16x16x16x512", "last", BOTH),
-    ("32x8x8x512", "last", BOTH),
-    ("1x256x256x64", "last", BOTH),
-    ("2x32x32x32x128", "last", BOTH),
-    ("2x16x16x16x256", "last", BOTH),
-    ("2x8x8x8x320", "last", BOTH),
-    ("8x256x64x64", "first", BOTH),
-    ("1x64x256x256", "first", BOTH),
-    ("4x32x512x512", "first", ["bfloat16"]),
-    ("32x64x28x28", "first", ["float32"]),
-    ("16x512x14x14", "first", ["float32"]),
-]
 # Too large for its cluster beyond a forward pass without residual.
 ONLY_FORWARD = "1x256x256x64"
 # x-sized arrays that a pass reads and writes, by (pass, residual), and 0.05 for all that is small.
