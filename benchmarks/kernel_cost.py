@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import replay
 import timeline
-from machine_code import Code, Instruction, Span
+from machine_code import Code, Instruction, Span, pieces
 from timeline import Chip, Sweep, Work
 
 _THREADS = 128
@@ -25,7 +25,8 @@ class Cost:
 
     Attributes:
       instructions: of a warp per 32 elements, in all sweeps over shared memory.
-      sweeps: loops over shared memory; 0 where some are unrolled, so that all instructions of the kernel are counted.
+      sweeps: over shared memory; a center from one of four boxes is a quarter. 1 where all is one piece without a loop:
+        then everything from the first load on is counted.
       registers, spilled: per thread, and bytes.
       per_sm: thread blocks that an SM holds at once.
       waves: how often they fill the chip.
@@ -34,7 +35,7 @@ class Cost:
     """
 
     instructions: float
-    sweeps: int
+    sweeps: float
     registers: int
     spilled: int
     per_sm: int
@@ -54,13 +55,14 @@ def cost(code: Code, tile: Any, *, registers: int, spilled: int, moved: tuple[fl
     """
     per_sm = thread_blocks_per_sm(tile.shared_memory, registers)
     per_sm = min(per_sm, max(1, math.ceil(tile.thread_blocks / chip.sms)))
-    work = _work(code, tile, per_sm, moved)
+    sweeps = _sweeps(code, tile)
+    work = _work(code, tile, sweeps, per_sm, moved)
     time, bounds = timeline.microseconds(work, chip), timeline.bounds(work, chip)
     limit = max(bounds, key=lambda name: bounds[name])
-    instructions, sweeps = count(code, tile)
+    held = tile.boxes * tile.rows * tile.lanes / _THREADS
     return Cost(
-        instructions,
-        sweeps,
+        sum(len(code[sweep.span]) * sweep.times for sweep in sweeps) / held,
+        sum(sweep.part for sweep in sweeps),
         registers,
         spilled,
         thread_blocks_per_sm(tile.shared_memory, registers),
@@ -80,64 +82,71 @@ def thread_blocks_per_sm(shared_memory: int, registers: int) -> int:
     )
 
 
-def count(code: Code, tile: Any) -> tuple[float, int]:
-    """Warp instructions per 32 elements, and the sweeps that were counted: see Cost."""
-    held = _elements(tile)
-    looped = [len(code[sweep]) / _elements_per_iteration(code, tile, sweep) for sweep in code.sweeps]
-    between = [i for piece in _pieces(code) for i in piece]
-    # What is loaded beside the loops are sums across warps, or sweeps without a loop.
-    unrolled = sum(i.bytes for i in between if i.base == "LDS") >= 2 * held * tile.itemsize
-    if looped and not unrolled:
-        return sum(looped), len(looped)
-    return sum(looped) + len(between) / held, 0
+class _Sweep(NamedTuple):
+    """A sweep in the machine code.
+
+    Attributes:
+      span: where it is.
+      times: that a thread goes through the span.
+      part: of what the thread block holds that this covers.
+    """
+
+    span: Span
+    times: float
+    part: float
 
 
-def _elements(tile: Any) -> float:
-    """Of one array, per thread."""
-    return tile.boxes * tile.rows * tile.lanes / _THREADS
+def _sweeps(code: Code, tile: Any) -> list[_Sweep]:
+    per_box = tile.rows * tile.lanes / _THREADS
+    found = []
+    if not set(code.sweeps) & set(code.loops):
+        return [_Sweep(span, times=1.0, part=1.0) for span in code.sweeps]
+    for span in code.sweeps:
+        # A sweep loads all arrays that the pass holds: it is told of passes without a residual only.
+        elements = code.loaded(span) / (tile.itemsize * tile.arrays)
+        in_a_loop = any(loop.holds(span) and loop != span for loop in code.loops)
+        if in_a_loop or (span in code.loops and elements >= per_box):
+            covered = per_box * tile.boxes
+        else:
+            covered = per_box if span in code.loops else elements
+        found.append(_Sweep(span, covered / elements, covered / (per_box * tile.boxes)))
+    return found
 
 
-def _elements_per_iteration(code: Code, tile: Any, sweep: Span) -> float:
-    """A sweep loads all arrays that the pass holds: it is told of passes without a residual only."""
-    return code.loaded(sweep) / (tile.itemsize * tile.arrays)
-
-
-def _pieces(code: Code) -> list[list[Instruction]]:
-    """What is executed once: before, between and after the sweeps."""
-    starts = [0, *(sweep.end for sweep in code.sweeps)]
-    ends = [*(sweep.first for sweep in code.sweeps), code.end]
-    return [code[Span(start, end)] for start, end in zip(starts, ends, strict=True)]
-
-
-def _work(code: Code, tile: Any, per_sm: int, moved: tuple[float, float]) -> Work:
+def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple[float, float]) -> Work:
     loaded, stored = (total / tile.thread_blocks for total in moved)
-    common = (tile.thread_blocks, tile.cluster, per_sm, loaded, stored, tile.boxes)
-    if not code.sweeps:
-        # All in one piece, after what it loads has come.
-        (piece,) = _pieces(code)
-        return Work(*common, Sweep(), _replayed(piece, per_sm), Sweep(), meeting=0.0, ending=0.0)
-    *others, last = [_sweep(code, tile, span, per_sm) for span in code.sweeps]
-    if not code.stores(code.sweeps[-1]):
-        others, last = [*others, last], Sweep()
-    first, *middle = others or [Sweep()]
-    _, *between, end = _pieces(code)
+    replayed = [_replayed(code[sweep.span], sweep.times, per_sm) for sweep in sweeps]
+    # The last sweep is the one that what is stored comes from. Those until the last wait go on while boxes come.
+    last = len(sweeps) - 1
+    while last > 0 and sum(sweep.part for sweep in sweeps[last:]) < 0.99:
+        last -= 1
+    loops = [loop for loop in code.loops if loop.first <= code.last_wait < loop.end]
+    waited = max((loop.end for loop in loops), default=code.last_wait)
+    first = sum(sweep.span.first < waited for sweep in sweeps[:last])
+    if not loops and first < last:
+        first += 1
+    _, *between, end = pieces([sweep.span for sweep in sweeps], code.end)
     return Work(
-        *common,
-        first,
-        Sweep(sum(s.alone for s in middle), sum(s.shared for s in middle)),
-        last,
-        meeting=sum(map(replay.latency, between)),
-        ending=replay.latency(end),
+        tile.thread_blocks,
+        tile.cluster,
+        per_sm,
+        loaded,
+        stored,
+        tile.boxes,
+        _sum(replayed[:first]),
+        _sum(replayed[first:last]),
+        _sum(replayed[last:]),
+        meeting=sum(replay.latency(code[piece]) for piece in between),
+        ending=replay.latency(code[end]),
     )
 
 
-def _sweep(code: Code, tile: Any, span: Span, per_sm: int) -> Sweep:
-    once = _replayed(code[span], per_sm)
-    iterations = _elements(tile) / _elements_per_iteration(code, tile, span)
-    return Sweep(iterations * once.alone, iterations * once.shared)
-
-
-def _replayed(body: list[Instruction], per_sm: int) -> Sweep:
-    """Once; more than a few thread blocks fill the schedulers no better."""
+def _replayed(body: list[Instruction], times: float, per_sm: int) -> Sweep:
+    """More than a few thread blocks fill the schedulers no better."""
     alone, blocks = replay.cycles(body, 1), min(per_sm, 8)
-    return Sweep(alone, replay.cycles(body, blocks) / blocks if blocks > 1 else alone)
+    shared = replay.cycles(body, blocks) / blocks if blocks > 1 else alone
+    return Sweep(times * alone, times * shared)
+
+
+def _sum(sweeps: list[Sweep]) -> Sweep:
+    return Sweep(sum(sweep.alone for sweep in sweeps), sum(sweep.shared for sweep in sweeps))

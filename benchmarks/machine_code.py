@@ -1,9 +1,10 @@
 """The machine code of a kernel, from the listing that nvdisasm prints: its instructions and its sweeps.
 
-A sweep is a loop that goes through what the thread block holds in shared memory.
+A sweep goes through what the thread block holds in shared memory: a loop, or a piece of code without one.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -81,23 +82,68 @@ class Code:
         return sorted(Span(first, end) for first, end in ends.items())
 
     @functools.cached_property
-    def sweeps(self) -> list[Span]:
-        """The innermost loops that load from shared memory, in order."""
-        loading = [loop for loop in self.loops if any(i.base == "LDS" for i in self[loop])]
-        return [loop for loop in loading if not any(loop != other and loop.holds(other) for other in loading)]
-
-    @property
     def end(self) -> int:
         """After the exit: what follows are slow paths."""
         return max((i for i, instruction in enumerate(self.instructions) if instruction.base == "EXIT"), default=0) + 1
+
+    @functools.cached_property
+    def sweeps(self) -> list[Span]:
+        """In order: the innermost loops that load from shared memory, and what such loops were unrolled to.
+
+        Without any loop the registers may keep what was loaded once: then all from the first load on is one piece.
+        """
+        loading = [loop for loop in self.loops if self.loaded(loop)]
+        innermost = [loop for loop in loading if not any(loop != other and loop.holds(other) for other in loading)]
+        looped = [loop for loop in innermost if next(self._data(loop), None) is not None]
+        if looped:
+            return sorted([*looped, *self._unrolled(looped)])
+        return [Span(first, self.end) for first in itertools.islice(self._data(Span(0, self.end)), 1)]
+
+    @functools.cached_property
+    def last_wait(self) -> int:
+        """For what is loaded; the one that follows an arrival is for the other thread blocks of the cluster."""
+        waits = (
+            i
+            for i, instruction in enumerate(self.instructions[: self.end])
+            if "TRYWAIT" in instruction.text and ".RED" not in self.instructions[i - 1].text
+        )
+        return max(waits, default=0)
 
     def loaded(self, span: Span) -> int:
         """Bytes that a thread loads from shared memory there."""
         return sum(i.bytes for i in self[span] if i.base == "LDS")
 
-    def stores(self, span: Span) -> bool:
-        """Whether it writes to shared memory."""
-        return any(i.base == "STS" for i in self[span])
+    def _data(self, span: Span) -> Iterator[int]:
+        """Where data is loaded from shared memory, and not what sums across warps pass through it.
+
+        Those are exchanged between lanes, stored, and loaded after a barrier; another barrier follows. Data is stored
+        only where some was loaded since the last barrier.
+        """
+        barriers_to_come, has_data = 0, False
+        for i, instruction in enumerate(self[span], span.first):
+            if ".BFLY" in instruction.opcode or (instruction.base == "STS" and not has_data):
+                barriers_to_come = 2
+            elif instruction.base == "BAR":
+                barriers_to_come, has_data = max(0, barriers_to_come - 1), False
+            elif instruction.base == "LDS" and not barriers_to_come:
+                has_data = True
+                yield i
+
+    def _unrolled(self, loops: list[Span]) -> Iterator[Span]:
+        """Pieces of code outside of these loops: from where data is loaded to the next exchange or barrier."""
+        for piece in pieces(loops, self.end):
+            end = 0
+            for first in self._data(piece):
+                if first >= end:
+                    rest = range(first, piece.end)
+                    end = next((i for i in rest if self.instructions[i].base in ("SHFL", "BAR")), piece.end)
+                    yield Span(first, end)
+
+
+def pieces(spans: list[Span], end: int) -> list[Span]:
+    """What lies before, between and after the spans."""
+    firsts, ends = [0, *(span.end for span in spans)], [*(span.first for span in spans), end]
+    return [Span(*both) for both in zip(firsts, ends, strict=True)]
 
 
 def parse(listing: str) -> dict[str, Code]:

@@ -57,7 +57,7 @@ def cycles(body: Sequence[Instruction], thread_blocks: int) -> float:
 
 def latency(code: Sequence[Instruction]) -> float:
     """Cycles until one thread block has gone through the code once, with branches taken as if they were not there."""
-    return _run(code, 1, 1)[0]
+    return _run(code, 1, 1)[0] if code else 0.0
 
 
 @dataclasses.dataclass

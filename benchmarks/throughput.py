@@ -156,8 +156,8 @@ def report(rows: list[Row]) -> str:
     parts = [
         "# What limits the kernel",
         f"Compiled, {describe(machine())}.",
-        "Counted: warp instructions per 32 elements in the sweeps over shared memory (*: some sweeps are unrolled, so "
-        "all instructions of the kernel are counted). Modelled: the share of the speed of a copy that moves as many "
+        "Counted: warp instructions per 32 elements in the sweeps over shared memory. Modelled: "
+        "the share of the speed of a copy that moves as many "
         "bytes, and what limits it. The model ranks designs; it is not a time.",
     ]
     for gpu in dict.fromkeys(row.case.gpu for row in rows):
@@ -173,8 +173,8 @@ def _line(row: Row) -> tuple[str, ...]:
         case.dtype,
         case.activation,
         row.name,
-        f"{cost.instructions:.1f}" + "*" * (cost.sweeps == 0),
-        f"{cost.sweeps or '*'}",
+        f"{cost.instructions:.1f}",
+        f"{cost.sweeps:.2g}",
         f"{cost.registers}",
         f"{row.tile.cluster}",
         f"{row.tile.thread_blocks}",
