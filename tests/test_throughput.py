@@ -31,11 +31,33 @@ def test_the_innermost_loop_over_shared_memory_is_found():
     (code,) = machine_code.parse(LISTING).values()
     assert code.sweeps == [(3, 7)]
     assert code.loaded(code.sweeps[0]) == 16
-    assert code.stores(code.sweeps[0])
     assert [i.opcode for i in code[code.sweeps[0]]] == ["LDS.128", "FADD", "STS.64", "BRA"]
     assert code.instructions[1].waits == ("1", "2")
     assert code.instructions[5].reads == "2"
     assert code.end == 9
+
+
+UNROLLED = """
+.text.some_kernel_mosaic_gpu_kernel:
+   -:-:1:Y:04        /*0000*/                   SHFL.IDX PT, R5, R0, RZ, 0x1f
+   -:-:1:Y:04        /*0010*/                   LDS.64 R2, [R1]
+   1:-:-:Y:04        /*0020*/                   FADD R0, R2, R3
+   -:-:2:Y:04        /*0030*/                   SHFL.BFLY PT, R5, R0, 0x10, 0x1f
+   2:-:-:Y:04        /*0040*/                   STS [R6], R5
+   -:-:-:Y:04        /*0050*/                   BAR.SYNC.DEFER_BLOCKING 0x1, 0x80
+   -:-:3:Y:04        /*0060*/                   LDS.128 R8, [R6]
+   -:-:-:Y:04        /*0070*/                   BAR.SYNC.DEFER_BLOCKING 0x1, 0x80
+.L_x_1:
+   3:-:1:Y:04        /*0080*/                   LDS.64 R2, [R1]
+   1:1:-:Y:04        /*0090*/                   STS.64 [R1], R2
+   -:-:-:Y:05        /*00a0*/               @P0 BRA `(.L_x_1)
+   -:-:-:Y:05        /*00b0*/                   EXIT
+"""
+
+
+def test_sums_across_warps_are_no_sweep():
+    (code,) = machine_code.parse(UNROLLED).values()
+    assert code.sweeps == [(1, 3), (8, 11)]
 
 
 def instruction(text, *, waits=(), writes=None, stall=1):
