@@ -128,7 +128,7 @@ def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple
     _, *between, end = pieces([sweep.span for sweep in sweeps], code.end)
     return Work(
         tile.thread_blocks,
-        tile.cluster,
+        tile.parts,
         per_sm,
         loaded,
         stored,

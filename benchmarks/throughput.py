@@ -146,7 +146,7 @@ def _compiler(gpu: str) -> Compiler:
 
 
 HEADER = (
-    "x, layout", "dtype", "activation", "pass", "instructions per 32", "sweeps", "registers", "cluster", "blocks",
+    "x, layout", "dtype", "activation", "pass", "instructions per 32", "sweeps", "registers", "parts", "blocks",
     "blocks per SM", "waves", "share of a copy", "limit",
 )  # fmt: skip
 
@@ -176,7 +176,7 @@ def _line(row: Row) -> tuple[str, ...]:
         f"{cost.instructions:.1f}",
         f"{cost.sweeps:.2g}",
         f"{cost.registers}",
-        f"{row.tile.cluster}",
+        f"{row.tile.parts}",
         f"{row.tile.thread_blocks}",
         f"{cost.per_sm}",
         f"{cost.waves:.2f}",

@@ -180,15 +180,18 @@ class Block:
 
 def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, outputs: Any, dtype: Any) -> Any:
     """Runs body(*inputs, *outputs, scratch=) on every thread block of the tile."""
-    way_to_meet = meeting.way(tile)
+    way_to_copy, way_to_meet = copies.way(tile), meeting.way(tile)
     kernel = plgpu.kernel(
         body,
         out_type=outputs,
-        scratch_types={
-            "scratch": {"copies": copies.way(tile).scratch(tile, dtype), "meeting": way_to_meet.scratch(tile)}
-        },
+        scratch_types={"scratch": {"copies": way_to_copy.scratch(tile, dtype), "meeting": way_to_meet.scratch(tile)}},
         kernel_name=name,
-        compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES),
+        compiler_params=plgpu.CompilerParams(
+            reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES,
+            # A thread stores only where it loads itself. What others read passes through barriers of its own: sums
+            # across warps, boxes that are given back, meetings.
+            unsafe_no_auto_barriers=way_to_copy.has_barriers and way_to_meet.has_barriers,
+        ),
         **way_to_meet.grid(tile),
     )
     # Python numbers are 64 bits wide under jax_enable_x64: its indices would not mix with those of the grid.

@@ -50,7 +50,14 @@ class Chunk:
 
 
 class Copies(abc.ABC):
-    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish."""
+    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish.
+
+    Attributes:
+      has_barriers: whether what one thread writes and another or a copy reads passes through a barrier that stands
+        here; else the compiler puts two around every store.
+    """
+
+    has_barriers = False
 
     def __init__(
         self, tile: Tile, place: Place, sources: Sequence[Ref], targets: Sequence[Ref], buffers: Sequence[Ref]
@@ -148,6 +155,9 @@ class Copies(abc.ABC):
 
 class Bulk(Copies):
     """One copy and one barrier per box; beyond the end of the array zeros come, and what is stored there is dropped."""
+
+    # A chunk lies in the same registers each time, so a thread reads only what it wrote itself.
+    has_barriers = True
 
     def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
         super().__init__(tile, place, sources, targets, scratch["buffers"])
