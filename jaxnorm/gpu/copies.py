@@ -187,7 +187,8 @@ class Bulk(Copies):
             plgpu.copy_smem_to_gmem(buffer.at[box], target.at[self._box(box)])
 
     def finish(self) -> None:
-        plgpu.wait_smem_to_gmem(0)
+        # Shared memory must be read before the block leaves; that the stores arrive, the end of the kernel waits for.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     def chunk(self, box: Any, row: Any) -> Chunk:
         tile = self.tile

@@ -43,7 +43,7 @@ _ELEMENTS_PER_STEP = 128 * 4
 # Steps computed at a time, for instruction-level parallelism: up to 4 * 4 elements per thread and array.
 _STEPS = (4, 2, 1)
 # Sums across the warps of a thread block pass through this much shared memory.
-REDUCTION_SCRATCH_BYTES = 8 * 1024
+REDUCTION_SCRATCH_BYTES = 2 * 1024
 # An mbarrier takes 8 bytes; buffers start at multiples of 1024 bytes.
 _BARRIER_BYTES = 8
 _BUFFER_ALIGNMENT = 1024
