@@ -125,6 +125,9 @@ def _forward(
     block = Block(tile, scratch, [x] if residual is None else [x, residual], [y], partials)
 
     def instance() -> None:
+        # Loaded while x is on its way.
+        gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
+        captured_values = [block.read_values(value) for value in captures]
         first = block.first_values(x)
         magnitude, unit = _magnitude_and_unit(first)
         parts = block.exchange(_part_moments(block, first, magnitude, unit))
@@ -136,12 +139,12 @@ def _forward(
             for ref, value in zip(statistics, (center_value, delta_value, rstd_value), strict=True):
                 block.write_values(ref, value)
 
-        center, delta = block.spread(center_value), block.spread(delta_value)
-        scale, shift = block.spread(rstd_value * block.read_values(gamma)), block.spread(block.read_values(beta))
-        captured = [block.spread(block.read_values(value)) for value in captures]
+        scale_value = rstd_value * gamma_value
+        center, scale, shift = map(block.spread, (center_value, scale_value, beta_value - delta_value * scale_value))
+        captured = [block.spread(value) for value in captured_values]
 
         def normalize(chunk: Chunk, _: None) -> None:
-            z = ((block.read(0, chunk) - center) - delta) * scale + shift
+            z = (block.read(0, chunk) - center) * scale + shift
             if residual is not None:
                 z = z + block.read(1, chunk)
             if activation is not None:
@@ -158,9 +161,10 @@ def _part_moments(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Center, delta and the sum of squares around center + delta, over the positions that the block works on.
 
-    The first pass is around one element of the instance: a constant instance then has exactly that for its center,
-    and at a large offset the sum rounds less. The second is around the center of the first, in a unit in which squares
-    do not overflow; both are powers of two, and 1 but for huge numbers.
+    The center is the mean of the first boxes, at least 1/16 of what is held, while the others are on their way; its sum
+    is around one element of the instance: a constant instance then has exactly that for its center, and at a large
+    offset the sum rounds less. One sweep around the center gives both sums, in a unit in which squares do not overflow;
+    unit and magnitude are powers of two, and 1 but for huge numbers.
     """
     scale = block.spread(unit)
 
@@ -170,9 +174,9 @@ def _part_moments(
     around_first = block.spread(first * unit)
     # Divided by 1 at least: the last blocks of an instance may have nothing.
     total = block.total(
-        block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_held=True)
+        block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_first=True)
     )
-    center = first + total / jnp.maximum(block.held_count(), 1.0) * magnitude
+    center = first + total / jnp.maximum(block.first_count(), 1.0) * magnitude
     around_center = block.spread(center * unit)
 
     def add(chunk: Chunk, totals: Any) -> Any:

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from activations import ACTIVATIONS, LOCAL_MEMORY
-from kernel_cases import CASES
+from kernel_cases import BOTH, CASES
 
 pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin and compiler")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

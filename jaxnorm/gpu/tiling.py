@@ -24,6 +24,8 @@ _ALIGNMENT = 16
 _BOX_ROWS = 256
 # Several boxes per tile, so that the first are summed while the others are still on their way.
 _BOXES = 4
+# Around the mean of that part of the numbers, the sum of squares is at most 1 + 16 times that around their own mean.
+_BOXES_PER_CENTER = 16
 # Rows of shared memory, in bytes: 128 is a cache line. 32 is a sector, the least that DRAM gives out.
 _ROW_BYTES = (128, 64, 32)
 # Half a sector: two thread blocks read each sector, hopefully the second time from L2. For want of anything better.
@@ -100,6 +102,12 @@ class Tile:
     def held_rows(self) -> int:
         """Rows of x that one thread block has in shared memory."""
         return self.rows if self.reduces == "lanes" else self.rows * self.boxes
+
+    @property
+    def first_boxes(self) -> int:
+        """Boxes whose mean is the center of the sums: a sixteenth of what the block works on, at least."""
+        of = self.boxes if self.reduces == "lanes" else -(-self.block_rows // self.rows)
+        return min(self.boxes, -(-of // _BOXES_PER_CENTER))
 
     @property
     def block_rows(self) -> int:
