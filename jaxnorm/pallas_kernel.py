@@ -19,7 +19,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from jaxnorm.gpu import elementwise, meeting
-from jaxnorm.gpu.block import Block, launch, partials_type, values_from_kernel, values_to_kernel, values_type
+from jaxnorm.gpu.block import (
+    Block,
+    launch,
+    partials_type,
+    values_from_kernel,
+    values_to_kernel,
+    values_type,
+)
 from jaxnorm.gpu.copies import Chunk, Ref
 from jaxnorm.gpu.tiling import Tile
 from jaxnorm.xla import Gradients, Statistics
@@ -241,27 +248,30 @@ def _backward(
 
     def instance() -> None:
         center_value, delta_value, rstd_value = map(block.read_values, statistics)
-        gamma_value = block.read_values(gamma)
-        center, delta, rstd = map(block.spread, (center_value, delta_value, rstd_value))
-        scale, shift = block.spread(gamma_value), block.spread(block.read_values(beta))
+        gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
         captured = [block.spread(block.read_values(value)) for value in captures]
+        center, rstd, offset = map(block.spread, (center_value, rstd_value, delta_value * rstd_value))
+        scale, shift = block.spread(gamma_value), block.spread(beta_value)
 
-        def differentiate(chunk: Chunk) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-            """xhat, dz and the terms of the gradients of what the activation captures."""
-            xhat = ((block.read(0, chunk) - center) - delta) * rstd
-            dz = block.read(1, chunk)
-            dcaptures: tuple[jax.Array, ...] = ()
-            if pullback is not None:
-                z = xhat * scale + shift
-                if residual is not None:
-                    z = z + block.read(2, chunk)
-                dz, *more = elementwise.evaluate_all(pullback, z, *captured, dz)
-                dcaptures = tuple(more)
-            # Where nothing counts dy may be 0, but the derivative may be anything.
-            return xhat, block.inside(dz, chunk), [block.inside(term, chunk) for term in dcaptures]
+        def normalized(chunk: Chunk) -> jax.Array:
+            return (block.read(0, chunk) - center) * rstd - offset
+
+        def differentiate(chunk: Chunk, xhat: jax.Array) -> tuple[jax.Array, ...]:
+            """dz and the terms of the gradients of what the activation captures."""
+            dy = block.read(1, chunk)
+            if pullback is None:
+                return (dy,)
+            z = xhat * scale + shift
+            if residual is not None:
+                z = z + block.read(2, chunk)
+            return tuple(elementwise.evaluate_all(pullback, z, *captured, dy))
 
         def add(chunk: Chunk, totals: Any) -> Any:
-            xhat, dz, dcaptures = differentiate(chunk)
+            xhat = normalized(chunk)
+            # Where nothing counts dy may be 0, but the derivative may be anything.
+            dz, *dcaptures = (block.inside(term, chunk) for term in differentiate(chunk, xhat))
+            if pullback is not None:
+                block.keep(1, chunk, dz)
             return tuple(total + term for total, term in zip(totals, (dz, dz * xhat, *dcaptures), strict=True))
 
         found = block.sweep(add, (block.zeros(),) * len(sums))
@@ -272,12 +282,15 @@ def _backward(
             for ref, value in zip(sums, totals, strict=True):
                 block.write_values(ref, value)
 
-        mean_dz, mean_dz_xhat = (block.spread(total / tile.positions) for total in totals[:2])
-        factor = block.spread(gamma_value * rstd_value)
+        # dx = factor * (dz - mean(dz) - xhat * mean(dz * xhat))
+        factor_value = gamma_value * rstd_value
+        factor = block.spread(factor_value)
+        mean_dz, mean_dz_xhat = (block.spread(factor_value * total / tile.positions) for total in totals[:2])
 
         def finish(chunk: Chunk, _: None) -> None:
-            xhat, dz = differentiate(chunk)[:2]
-            block.write(0, chunk, factor * (dz - (mean_dz + xhat * mean_dz_xhat)))
+            xhat = normalized(chunk)
+            dz = block.read(1, chunk) if block.keeps(chunk) else differentiate(chunk, xhat)[0]
+            block.write(0, chunk, factor * dz - (mean_dz + xhat * mean_dz_xhat))
             if dresidual is not None:
                 block.write(1, chunk, dz)
 

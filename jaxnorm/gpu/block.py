@@ -50,6 +50,15 @@ class Block:
         """A chunk of a target."""
         self.copies.write(number, chunk, values)
 
+    def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """Puts values where a chunk of a source is held, for the next sweep: if the block keeps the chunk."""
+        if self.keeps(chunk):
+            self.copies.keep(number, chunk, values)
+
+    def keeps(self, chunk: Chunk) -> bool:
+        """Whether the chunk is held, and has no parts that other chunks have too."""
+        return chunk.box is not None and chunk.low is None
+
     def sweep(
         self,
         step: Callable[[Chunk, Any], Any],

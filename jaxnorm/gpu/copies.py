@@ -103,6 +103,11 @@ class Copies(abc.ABC):
             where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
         return plgpu.load(where, layout=self.layout, optimized=False).astype(jnp.float32)
 
+    def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """Puts values where a chunk of a source is held."""
+        buffer = self.buffers[number]
+        store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
+
     def streamed(self) -> tuple[Any, Any]:
         """The first and the last but one of the chunks that are not held."""
         tile = self.tile
@@ -200,9 +205,8 @@ class Bulk(Copies):
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
         if chunk.box is None:
             self._store(number, chunk, values)
-            return
-        buffer = self.buffers[number]
-        store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
+        else:
+            self.keep(number, chunk, values)
 
     def _first_row(self, box: Any) -> Any:
         return self.place.rank * self.tile.block_rows + box * self.tile.rows
