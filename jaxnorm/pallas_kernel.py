@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jaxnorm.gpu import elementwise, meeting
 from jaxnorm.gpu.block import (
     Block,
+    approximates,
     launch,
     partials_type,
     values_from_kernel,
@@ -253,6 +254,8 @@ def _backward(
         center, rstd, offset = map(block.spread, (center_value, rstd_value, delta_value * rstd_value))
         scale, shift = block.spread(gamma_value), block.spread(beta_value)
 
+        tanh = elementwise.tanh_of_exp if approximates(x.dtype) else lax.tanh
+
         def normalized(chunk: Chunk) -> jax.Array:
             return (block.read(0, chunk) - center) * rstd - offset
 
@@ -264,7 +267,7 @@ def _backward(
             z = xhat * scale + shift
             if residual is not None:
                 z = z + block.read(2, chunk)
-            return tuple(elementwise.evaluate_all(pullback, z, *captured, dy))
+            return tuple(elementwise.evaluate_all(pullback, z, *captured, dy, tanh=tanh))
 
         def add(chunk: Chunk, totals: Any) -> Any:
             xhat = normalized(chunk)

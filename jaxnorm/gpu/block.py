@@ -203,6 +203,7 @@ def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, output
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(
             reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES,
+            approx_math=approximates(dtype),
             # A thread stores only where it loads itself. What others read passes through barriers of its own: sums
             # across warps, boxes that are given back, meetings.
             unsafe_no_auto_barriers=way_to_copy.has_barriers and way_to_meet.has_barriers,
@@ -212,6 +213,14 @@ def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, output
     # Python numbers are 64 bits wide under jax_enable_x64: its indices would not mix with those of the grid.
     with jax.enable_x64(False):
         return kernel(*inputs)
+
+
+def approximates(dtype: Any) -> bool:
+    """Whether the activation is computed by the hardware's own functions.
+
+    They are good to 2^-22 (exp, log) or 2^-11 (tanh) of themselves, a half unit in the last place of bfloat16 is 2^-8.
+    """
+    return bool(dtype == jnp.bfloat16)
 
 
 def values_to_kernel(tile: Tile, value: jax.Array) -> jax.Array:
