@@ -54,9 +54,8 @@ def cost(code: Code, tile: Any, *, registers: int, spilled: int, moved: tuple[fl
       chip: what would run it.
     """
     per_sm = thread_blocks_per_sm(tile.shared_memory, registers)
-    per_sm = min(per_sm, max(1, math.ceil(tile.thread_blocks / chip.sms)))
     sweeps = _sweeps(code, tile)
-    work = _work(code, tile, sweeps, per_sm, moved)
+    work = _work(code, tile, sweeps, per_sm, moved, chip)
     time, bounds = timeline.microseconds(work, chip), timeline.bounds(work, chip)
     limit = max(bounds, key=lambda name: bounds[name])
     held = tile.boxes * tile.rows * tile.lanes / _THREADS
@@ -65,7 +64,7 @@ def cost(code: Code, tile: Any, *, registers: int, spilled: int, moved: tuple[fl
         sum(sweep.part for sweep in sweeps),
         registers,
         spilled,
-        thread_blocks_per_sm(tile.shared_memory, registers),
+        per_sm,
         timeline.waves(work, chip),
         timeline.copy_microseconds(work, chip) / time,
         limit if bounds[limit] >= _EXPLAINS * time else "phases",
@@ -113,9 +112,10 @@ def _sweeps(code: Code, tile: Any) -> list[_Sweep]:
     return found
 
 
-def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple[float, float]) -> Work:
+def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple[float, float], chip: Chip) -> Work:
     loaded, stored = (total / tile.thread_blocks for total in moved)
-    replayed = [_replayed(code[sweep.span], sweep.times, per_sm) for sweep in sweeps]
+    together = min(per_sm, math.ceil(tile.thread_blocks / chip.sms))
+    replayed = [_replayed(code[sweep.span], sweep.times, together) for sweep in sweeps]
     # The last sweep is the one that what is stored comes from. Those until the last wait go on while boxes come.
     last = len(sweeps) - 1
     while last > 0 and sum(sweep.part for sweep in sweeps[last:]) < 0.99:
@@ -141,9 +141,9 @@ def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple
     )
 
 
-def _replayed(body: list[Instruction], times: float, per_sm: int) -> Sweep:
+def _replayed(body: list[Instruction], times: float, together: int) -> Sweep:
     """More than a few thread blocks fill the schedulers no better."""
-    alone, blocks = replay.cycles(body, 1), min(per_sm, 8)
+    alone, blocks = replay.cycles(body, 1), min(together, 8)
     shared = replay.cycles(body, blocks) / blocks if blocks > 1 else alone
     return Sweep(times * alone, times * shared)
 

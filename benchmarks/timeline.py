@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxnorm.gpu.devices import DEVICES
+
 
 class Chip(NamedTuple):
     """What the timeline needs to know of a GPU.
 
     Attributes:
-      gpcs: SMs of each graphics processing cluster. Counts differ between chips of one product.
+      gpcs: SMs of each graphics processing cluster.
       clock: cycles per microsecond.
       bandwidth: bytes per microsecond that a large copy moves, nine tenths of the data sheet.
       per_sm: bytes per microsecond that one SM can move, 64 per cycle.
@@ -33,10 +35,8 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    # 15 clusters of 8, as is seen in public reports.
-    "H100": Chip((18, 18, 18, 16, 16, 16, 16, 14), 1.7e3, 3.0e6, 1.1e5),
-    # Not known; 148 SMs in 8.
-    "B200": Chip((20, 20, 18, 18, 18, 18, 18, 18), 1.85e3, 7.2e6, 1.2e5),
+    "H100": Chip(DEVICES["H100"].gpcs, 1.7e3, 3.0e6, 1.1e5),
+    "B200": Chip(DEVICES["B200"].gpcs, 1.85e3, 7.2e6, 1.2e5),
 }
 
 # Microseconds: until a kernel's first block starts and after its last one ends, which a copy takes as well; from the
@@ -216,9 +216,14 @@ def bounds(work: Work, chip: Chip) -> dict[str, float]:
     moved = work.thread_blocks * (work.loaded + work.stored)
     issue = work.thread_blocks * sum(s.shared for s in (work.first, work.middle, work.last)) / chip.sms / chip.clock
     memory = moved / chip.bandwidth
-    filled = waves(work, chip)
     return {
         "memory": _KERNEL + memory,
         "issue": _KERNEL + issue,
-        "waves": _KERNEL + max(memory, issue) * math.ceil(filled) / filled,
+        "waves": _KERNEL + max(memory, issue) * _unevenness(work, chip),
     }
+
+
+def _unevenness(work: Work, chip: Chip) -> float:
+    """How much longer it takes because the last wave fills the chip in part, or the only one its SMs unevenly."""
+    filled, each = waves(work, chip), work.thread_blocks / chip.sms
+    return math.ceil(filled) / filled if filled > 1 else math.ceil(each) / each

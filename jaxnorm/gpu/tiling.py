@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from jaxnorm.gpu.devices import Device
+from jaxnorm.gpu.ranking import is_full, microseconds
 
 # The TMA unit, which copies tiles between global and shared memory, exists since Hopper.
 _LEAST_CAPABILITY = (9, 0)
@@ -161,8 +162,7 @@ class Tile:
 def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> Tile | NoTile:
     """The tile for one pass of the kernel, or the reason why there is none.
 
-    The order of preference: enough thread blocks to give every SM one, then wide rows, then small clusters. Where
-    nothing gives every SM a block, the most blocks.
+    The one that jaxnorm.gpu.ranking takes for the fastest, of those that let every SM run two blocks at once, if any.
 
     Args:
       shape: (B, R, K), the canonical view.
@@ -176,8 +176,8 @@ def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: D
     for candidates in _candidates(shape, itemsize, arrays):
         fitting = [tile for tile in candidates if tile.shared_memory <= device.shared_memory]
         if fitting:
-            # max keeps the first of equals, and they come widest and smallest cluster first.
-            return max(fitting, key=lambda tile: min(tile.thread_blocks, device.sm_count))
+            # min keeps the first of equals, and they come widest and smallest cluster first.
+            return min(fitting, key=lambda tile: (not is_full(tile, device), microseconds(tile, device)))
     return NoTile(_too_large(shape, itemsize, arrays, device))
 
 
@@ -248,10 +248,22 @@ def tile_of_rows(
     """A tile for "rows" or "both", whether it fits or not."""
     needed = -(-shape[1] // cluster)
     chunk = _chunk(needed, lanes)
-    rows = min(_BOX_ROWS, _round_up(-(-needed // _BOXES), chunk))
+    rows = _box_rows(needed, chunk)
     boxes = -(-needed // rows)
     meeting: Meeting = "cluster" if cluster > 1 else "alone"
     return Tile(reduces, shape, rows, lanes, boxes, chunk, cluster, arrays, itemsize, meeting=meeting)
+
+
+def _box_rows(needed: int, chunk: int) -> int:
+    """Rows of a box: in four boxes or more that reach little beyond the end, but few, since each costs an eighth of a
+    chunk besides."""
+    most = min(_BOX_ROWS, _round_up(-(-needed // _BOXES), chunk))
+
+    def cost(rows: int) -> int:
+        held = _round_up(needed, rows)
+        return held + held // rows * chunk // 8
+
+    return min(range(most, 0, -chunk), key=cost)
 
 
 def _chunk(rows: int, lanes: int) -> int:
