@@ -97,7 +97,8 @@ class _Sweep(NamedTuple):
 
 def _sweeps(code: Code, tile: Any) -> list[_Sweep]:
     per_box = tile.rows * tile.lanes / _THREADS
-    found = []
+    found: list[_Sweep] = []
+    elements_before = 0.0
     if not set(code.sweeps) & set(code.loops):
         return [_Sweep(span, times=1.0, part=1.0) for span in code.sweeps]
     for span in code.sweeps:
@@ -108,7 +109,11 @@ def _sweeps(code: Code, tile: Any) -> list[_Sweep]:
             covered = per_box * tile.boxes
         else:
             covered = per_box if span in code.loops else elements
+        if span in code.loops and found and found[-1].span.end == span.first and found[-1].times == 1.0:
+            # The first rounds of the loop stand before it.
+            covered -= elements_before
         found.append(_Sweep(span, covered / elements, covered / (per_box * tile.boxes)))
+        elements_before = elements
     return found
 
 

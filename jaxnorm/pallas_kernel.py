@@ -285,15 +285,15 @@ def _backward(
             for ref, value in zip(sums, totals, strict=True):
                 block.write_values(ref, value)
 
-        # dx = factor * (dz - mean(dz) - xhat * mean(dz * xhat))
+        # dx = factor * (dz - mean(dz) - xhat * mean(dz * xhat)), multiplied out: xhat = (x - center) * rstd - offset
         factor_value = gamma_value * rstd_value
-        factor = block.spread(factor_value)
-        mean_dz, mean_dz_xhat = (block.spread(factor_value * total / tile.positions) for total in totals[:2])
+        mean_dz, mean_dz_xhat = (factor_value * total / tile.positions for total in totals[:2])
+        factor, slope = block.spread(factor_value), block.spread(mean_dz_xhat * rstd_value)
+        base = block.spread(mean_dz - mean_dz_xhat * (delta_value * rstd_value))
 
         def finish(chunk: Chunk, _: None) -> None:
-            xhat = normalized(chunk)
-            dz = block.read(1, chunk) if block.keeps(chunk) else differentiate(chunk, xhat)[0]
-            block.write(0, chunk, factor * dz - (mean_dz + xhat * mean_dz_xhat))
+            dz = block.read(1, chunk) if block.keeps(chunk) else differentiate(chunk, normalized(chunk))[0]
+            block.write(0, chunk, factor * dz - ((block.read(0, chunk) - center) * slope + base))
             if dresidual is not None:
                 block.write(1, chunk, dz)
 
