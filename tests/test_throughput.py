@@ -1,10 +1,44 @@
 """What the throughput benchmark counts and models, on code and kernels whose answer is known."""
 
+import json
+
 import machine_code
 import pytest
 import replay
+import throughput
 import timeline
 from timeline import CHIPS, Sweep, Work
+
+# Warp instructions per 32 elements, forward and backward, and the least modelled share of a copy.
+GOALS = {
+    ("float32", "relu"): (9, 15, 0.72),
+    ("float32", "gelu"): (30, 45, 0.6),
+    ("bfloat16", "relu"): (12, 20, 0.72),
+    ("bfloat16", "gelu"): (25, 42, 0.6),
+    ("bfloat16", "silu"): (25, 35, 0.6),
+    ("bfloat16", "exact gelu"): (50, 75, 0.6),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_kernel_is_as_fast_as_it_was_counted_and_modelled(tmp_path, capsys):
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin and compiler")
+    figures = tmp_path / "figures.json"
+    activations = ["--activations", *dict.fromkeys(activation for _, activation in GOALS)]
+    throughput.main(["--gpus", "H100", "--shapes", "8x64x64x256", *activations, "--json", str(figures)])
+    assert "| instructions per 32 |" in capsys.readouterr().out.replace("  ", "")
+    rows = {
+        (row["case"][3], row["case"][4], row["name"]): row["cost"] for row in json.loads(figures.read_text())["rows"]
+    }
+    for (dtype, activation), (forward, backward, share) in GOALS.items():
+        for name, bound in (("forward", forward), ("backward", backward)):
+            cost = rows[dtype, activation, name]
+            assert cost["instructions"] <= bound, (dtype, activation, name, cost)
+            assert cost["per_sm"] >= 2, (dtype, activation, name, cost)
+            assert cost["share"] >= share, (dtype, activation, name, cost)
+            assert cost["spilled"] == 0, (dtype, activation, name, cost)
+
 
 # A loop with a spinning wait in it, within a loop over boxes; behind the exit the slow path of the wait.
 LISTING = """
