@@ -30,6 +30,8 @@ class Gpu(NamedTuple):
 
 GPUS = {
     "A100": Gpu("NVIDIA A100-SXM4-80GB", "major: 8", 108, 2.039e12, 41943040, 167936, 166912),
+    "RTX 3090": Gpu("NVIDIA GeForce RTX 3090", "major: 8 minor: 6", 82, 0.936e12, 6291456, 102400, 101376),
+    "L40S": Gpu("NVIDIA L40S", "major: 8 minor: 9", 142, 0.864e12, 100663296, 102400, 101376),
     "H100": Gpu("NVIDIA H100 80GB HBM3", "major: 9", 132, 3.35232e12, 52428800, 233472, 232448),
     "B200": Gpu("NVIDIA B200", "major: 10", 148, 8e12, 132000000, 233472, 232448),
     "RTX 5090": Gpu(

@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
 
 from jaxnorm import choice, instance_norm
 from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.gpu.tiling import NoTile, Tile
+from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.layout import Layout
 
 ACTIVATIONS = {

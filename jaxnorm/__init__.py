@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
     if name == "nnx":
         return importlib.import_module("jaxnorm.nnx")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

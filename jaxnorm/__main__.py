@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
+from jaxnorm.arguments import Implementation
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.report.explain import explain
 from jaxnorm.version import __version__
@@ -33,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--channels-last", action="store_true", help="(N, *spatial, C) and not (N, C, *spatial)")
     command.add_argument("--residual", action="store_true", help="the call adds a residual")
     command.add_argument("--activation", type=_activation, metavar="NAME", help="of jax.nn, such as relu")
+    command.add_argument("--implementation", choices=get_args(Implementation), help="default: chosen")
     command.add_argument("--device", metavar="NAME", help=f"{', '.join(DEVICES)}; default: the current device")
     command.set_defaults(run=_explain)
 
@@ -43,13 +46,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    explain(
+    explanation = explain(
         jax.ShapeDtypeStruct(arguments.shape, jnp.dtype(arguments.dtype)),
         channel_axis=-1 if arguments.channels_last else 1,
         residual=arguments.residual,
         activation=arguments.activation,
+        implementation=arguments.implementation,
         device=arguments.device,
     )
+    print(explanation)
     return 0
 
 
@@ -60,10 +65,11 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a shape is numbers with x between them, 8x64x64x256: got {text!r}") from None
+    sizes = text.lower().split("x")
+    # int() would take signs, spaces and underscores as well.
+    if not all(size.isascii() and size.isdigit() for size in sizes):
+        raise argparse.ArgumentTypeError(f"a shape is numbers with x between them, 8x64x64x256: got {text!r}")
+    return tuple(map(int, sizes))
 
 
 def _activation(name: str) -> object:

@@ -1,14 +1,18 @@
 """What an activation is: an elementwise function, checked, comparable, with the scalars it closes over as arguments."""
 
 import dataclasses
-from collections.abc import Hashable
+import functools
+import re
+import sys
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # type: ignore[attr-defined]
+import numpy as np
+from jax import lax
 
-from jaxnorm import comparable, positionwise
+from jaxnorm import comparable, positionwise, replay
 from jaxnorm.arguments import Activation
 
 
@@ -26,12 +30,13 @@ class Prepared:
     captures: tuple[jax.Array, ...] = ()
 
 
-def prepare(activation: Any, dtype: Any) -> Prepared:
+def prepare(activation: Any, dtype: Any, varying: Collection[Any] = ()) -> Prepared:
     """Checks an activation, and makes arguments of the arrays that it closes over.
 
     Args:
       activation: of jaxnorm.instance_norm.
       dtype: that it is given and must keep.
+      varying: inside shard_map, the axes that what it is given varies over.
 
     Raises:
       TypeError: it is no function, or cannot be hashed.
@@ -41,7 +46,8 @@ def prepare(activation: Any, dtype: Any) -> Prepared:
         return Prepared(None)
     if not callable(activation):
         raise TypeError(
-            f"activation must be None or an elementwise function: got {type(activation).__name__} {activation!r}. "
+            f"activation must be None or an elementwise function: got {type(activation).__name__} "
+            f"{_without_addresses(repr(activation))}. "
             "Pass the function itself, for example jax.nn.relu."
         )
     if not comparable.is_hashable(activation):
@@ -49,24 +55,54 @@ def prepare(activation: Any, dtype: Any) -> Prepared:
             f"activation must be hashable, since it is static under jit: got {type(activation).__name__}. "
             "Wrap it in a function, or give its class a __hash__."
         )
-    dtype = jnp.dtype(dtype)
-    on_scalar = _trace(activation, (), dtype)
-    _check_captures(activation, on_scalar)
-    _check_positions(activation, on_scalar, dtype)
-    if any(map(_is_hoisted, on_scalar.consts)):
+    constant = _constant_key(activation)
+    if constant is not None:
+        return _prepare_once(_Comparable(activation, constant), jnp.dtype(dtype))
+    return _prepare(activation, jnp.dtype(dtype), tuple(varying))
+
+
+def _constant_key(activation: Activation) -> Hashable | None:
+    """What tells a function of JAX, or a partial of one and numbers, from others; None for all that may change."""
+    if isinstance(activation, functools.partial):
+        arguments = (*activation.args, *activation.keywords.values())
+        function = _constant_key(activation.func)
+        if function is None or not all(isinstance(value, (bool, int, float, str, np.generic)) for value in arguments):
+            return None
+        return function, tuple(activation.keywords), tuple(map(comparable.constant_key, arguments))
+    module, name = getattr(activation, "__module__", None) or "", getattr(activation, "__name__", "")
+    is_of_jax = module.startswith("jax.") and getattr(sys.modules.get(module), name, None) is activation
+    return activation if is_of_jax else None
+
+
+@functools.lru_cache(maxsize=256)
+def _prepare_once(comparable_activation: "_Comparable", dtype: Any) -> Prepared:
+    prepared = _prepare(comparable_activation.activation, dtype, ())
+    return prepared if prepared.captures else Prepared(comparable_activation)
+
+
+def _prepare(activation: Activation, dtype: Any, varying: tuple[Any, ...]) -> Prepared:
+    def trace(*shape: int) -> Any:
+        return _trace(activation, shape, dtype, varying)
+
+    on_scalar = trace()
+    _check_positions(activation, on_scalar, trace)
+    if any(map(_is_hoisted, on_scalar.consts)) and _closing_rule(activation, on_scalar) is None:
         return _hoisted(on_scalar, dtype)
-    return Prepared(_Comparable(activation, comparable.key(on_scalar)))
+    consts = tuple(map(comparable.constant_key, on_scalar.consts))
+    return Prepared(_Comparable(activation, (comparable.key(on_scalar), consts)))
 
 
-def _check_positions(activation: Activation, on_scalar: Any, dtype: Any) -> None:
+def _check_positions(activation: Activation, on_scalar: Any, trace: Callable[..., Any]) -> None:
     """Raises if what an activation does at a position depends on others, on their number or on where they are."""
-    on_array = _trace(activation, positionwise.POSITIONS, dtype)
+    on_array = trace(*positionwise.POSITIONS)
     reason = positionwise.obstacle(on_array)
     if reason is None and positionwise.steps(on_array) != positionwise.steps(on_scalar):
         # A lax.cond on a scalar may well be a select on an array: two arrays decide.
-        other = _trace(activation, (*positionwise.POSITIONS, 107), dtype)
+        other = trace(*positionwise.POSITIONS, 107)
         if positionwise.steps(on_array) != positionwise.steps(other):
             reason = "the shape of the array decides what is computed"
+    if reason is None:
+        reason = positionwise.rule_obstacle(on_array)
     if reason is not None:
         raise ValueError(
             f"activation must be elementwise and keep shape and dtype: in {_name(activation)} {reason}. "
@@ -74,22 +110,23 @@ def _check_positions(activation: Activation, on_scalar: Any, dtype: Any) -> None
         )
 
 
-def _trace(activation: Activation, shape: tuple[int, ...], dtype: Any) -> Any:
+def _trace(activation: Activation, shape: tuple[int, ...], dtype: Any, varying: tuple[Any, ...]) -> Any:
     """Traces an activation; raises if it does not keep the shape and the dtype."""
     rule = f"activation must be elementwise and keep shape and dtype: {_name(activation)}"
     what = f"{'an array' if shape else 'a scalar'} of {dtype.name}"
 
     def anew(z: jax.Array) -> jax.Array:
         # JAX remembers traces by the function: one that is new sees what the activation closes over now.
-        return activation(z)
+        return activation(lax.pcast(z, varying, to="varying") if varying else z)
 
     try:
         traced = jax.make_jaxpr(anew)(jax.ShapeDtypeStruct(shape, dtype))
     except Exception as error:
-        cause = str(error).strip().partition("\n")[0]
+        cause = _without_addresses(str(error).strip().partition("\n")[0])
         raise ValueError(
             f"{rule} failed on {what} ({cause}). Write it with functions of jax.numpy, or apply it after the norm."
         ) from error
+    _check_captures(activation, traced)
     out = [(aval.shape, aval.dtype.name) for aval in traced.out_avals]
     if out != [(shape, dtype.name)]:
         became = f"shape {out[0][0]} and {out[0][1]}" if len(out) == 1 else f"{len(out)} results"
@@ -98,13 +135,14 @@ def _trace(activation: Activation, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _name(activation: Any) -> str:
-    """As its author calls it, without an address."""
-    name = getattr(activation, "__qualname__", None) or getattr(activation, "__name__", None)
-    if name is None:
-        function = getattr(activation, "func", None)
-        return f"partial of {_name(function)}" if function is not None else type(activation).__qualname__
-    module = getattr(activation, "__module__", None)
-    return f"{module}.{name}" if module else str(name)
+    """As its author calls it."""
+    if isinstance(activation, functools.partial):
+        return f"a partial of {_name(activation.func)}"
+    return getattr(activation, "__qualname__", None) or type(activation).__qualname__
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _check_captures(activation: Activation, traced: Any) -> None:
@@ -122,6 +160,23 @@ def _check_captures(activation: Activation, traced: Any) -> None:
                 f"What an activation closes over must be real numbers: {got}. Compute with it outside, or apply the "
                 "activation after the norm."
             )
+
+
+def _closing_rule(activation: Activation, traced: Any) -> str | None:
+    """The name of a function with a derivative rule that closes over an array, in an activation that does; or None.
+
+    A rule has no derivative with respect to that array, so it must not become an argument: a constant stays one.
+    """
+    for equation in positionwise.equations(traced.jaxpr):
+        if equation.primitive.name in ("custom_jvp_call", "custom_vjp_call") and equation.params["num_consts"]:
+            name: str = equation.params["call_jaxpr"].debug_info.func_name
+            if any(isinstance(value, jax.core.Tracer) for value in traced.consts):
+                raise ValueError(
+                    "A function with a derivative rule of its own must be given what is traced as an argument: in "
+                    f"{_name(activation)}, {name!r} closes over an array. Pass it to {name!r}."
+                )
+            return name
+    return None
 
 
 def _is_real(dtype: Any) -> bool:
@@ -178,7 +233,7 @@ class _Hoisted:
         values = iter([_number([next(digits) for _ in range(_count(dtype))], dtype) for dtype in self.dtypes])
         consts = [next(values) if constant is None else constant for constant in self.consts]
         y: jax.Array
-        (y,) = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, consts))(z)
+        (y,) = replay.replay(self.jaxpr, consts, z)
         return y
 
 

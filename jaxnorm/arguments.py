@@ -1,6 +1,7 @@
 """The checks of the public functions: every error states the rule, what was seen and the remedy."""
 
 import numbers
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
@@ -13,12 +14,23 @@ Axes = int | Iterable[int]
 AxisName = str | Sequence[str]
 Implementation = Literal["pallas", "xla", "reference"]
 
+_SHORT = reprlib.Repr(maxstring=80, maxother=80)
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def is_array(value: Any) -> bool:
+    """Whether it is an array of JAX, NumPy or the like, or describes one; a list or a number is not."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def shown(value: Any) -> str:
+    """Its repr for a message: cut where it is long, and without the addresses of objects."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", _SHORT.repr(value))
 
 
 def check_input(x: Any) -> jax.Array:
     """Returns x as an array, after checking its type, dtype and rank."""
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+    if not is_array(x):
         raise TypeError(
             f"x must be an array of shape (N, C, *spatial): got {type(x).__name__}. Convert it with jnp.asarray."
         )
@@ -43,7 +55,7 @@ def check_channel_axes(shape: tuple[int, ...], channel_axis: Axes, name: str = "
     several = isinstance(channel_axis, Iterable) and getattr(channel_axis, "ndim", 1) > 0
     given: tuple[Any, ...] = tuple(channel_axis) if several else (channel_axis,)  # type: ignore[arg-type]
     rank = len(shape)
-    seen = f"got {name}={channel_axis!r} for x of shape {shape}"
+    seen = f"got {name}={shown(channel_axis)} for x of shape {shape}"
     usual = "Use 1 for (N, C, *spatial) and -1 for (N, *spatial, C)."
     for axis in given:
         if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
@@ -85,10 +97,13 @@ def check_parameter(name: str, value: Any, shape: tuple[int, ...], channel_axes:
     """gamma and beta: None, one value per channel, or one per sample and channel."""
     if value is None:
         return None
-    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+    if not is_array(value):
+        remedy = "Make one, for example with jnp.full; the number added to the variance is passed as eps=."
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            remedy = "Convert it with jnp.asarray."
         raise TypeError(
-            f"{name} must be None or an array with a value per channel: got {type(value).__name__} {value!r}. "
-            "Make one, for example with jnp.full; the number added to the variance is passed as eps=."
+            f"{name} must be None or an array with a value per channel: got {type(value).__name__} {shown(value)}. "
+            f"{remedy}"
         )
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -100,6 +115,10 @@ def check_parameter(name: str, value: Any, shape: tuple[int, ...], channel_axes:
             f"{name} must have shape {wanted[0]} (one per channel) or {wanted[1]} (one per sample and channel) "
             f"for x of shape {shape} with channel axes {channel_axes}: got {value.shape}."
         )
+        # Ones around the channels, as where parameters are kept ready to broadcast.
+        squeezed = [shape for shape in wanted if _without_ones(shape) == _without_ones(value.shape)]
+        if squeezed:
+            raise ValueError(f"{message} Convert it with .reshape({', '.join(map(str, squeezed[0]))}).")
         fits = [axis for axis in range(1, len(shape)) if value.shape in ((shape[axis],), (shape[0], shape[axis]))]
         if fits:
             message += f" It would fit channel_axis={' or '.join(map(str, fits))}: is x laid out as you think?"
@@ -107,19 +126,27 @@ def check_parameter(name: str, value: Any, shape: tuple[int, ...], channel_axes:
     return value
 
 
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
 def check_residual(residual: Any, x: jax.Array) -> Any:
     """The residual is added to the normalized x position by position, without broadcasting."""
     if residual is None:
         return None
-    if hasattr(residual, "shape") and hasattr(residual, "dtype"):
-        residual = jnp.asarray(residual)
-    got = (getattr(residual, "shape", type(residual).__name__), getattr(residual, "dtype", None))
-    if got != (x.shape, x.dtype):
+    if not is_array(residual):
+        raise TypeError(
+            f"residual must be None or an array like x: got {type(residual).__name__} {shown(residual)}. "
+            "Convert it with jnp.asarray, or make one with jnp.full_like(x, value)."
+        )
+    residual = jnp.asarray(residual)
+    if (residual.shape, residual.dtype) != (x.shape, x.dtype):
         raise ValueError(
-            f"residual must have the shape and dtype of x, {x.shape} {x.dtype.name}: got {got[0]} {got[1]}. "
+            f"residual must have the shape and dtype of x, {x.shape} {x.dtype.name}: got {residual.shape} "
+            f"{residual.dtype.name}. "
             "Broadcast or cast it first, for example jnp.broadcast_to(residual, x.shape).astype(x.dtype)."
         )
-    return jnp.asarray(residual)
+    return residual
 
 
 def check_eps(eps: Any, dtype: Any, name: str = "eps") -> float:
@@ -133,14 +160,14 @@ def check_eps(eps: Any, dtype: Any, name: str = "eps") -> float:
     value: Any = eps
     if not smallest <= value <= float(jnp.finfo(dtype).max):
         raise ValueError(
-            f"{name} must be a finite number > 0: got {reprlib.repr(eps)}. The statistics are computed in "
+            f"{name} must be a finite number > 0: got {shown(eps)}. The statistics are computed in "
             f"{jnp.dtype(dtype).name}, whose smallest normal number, {smallest:.3g}, is the least that can be added. "
             "The usual values are 1e-5 and 1e-6."
         )
     return float(eps)
 
 
-def check_where(where: Any, shape: tuple[int, ...], name: str = "where") -> Any:
+def check_where(where: Any, shape: tuple[int, ...], name: str = "where") -> jax.Array | None:
     """The mask of counted positions."""
     if where is None:
         return None
@@ -197,12 +224,13 @@ def check_axis_name(axis_name: Any, axis_index_groups: Any) -> None:
     names = axis_name if isinstance(axis_name, (tuple, list)) else (axis_name,)
     if any(isinstance(name, numbers.Integral) for name in names):
         raise TypeError(
-            f"axis_name must be the name, or names, of a mapped axis of shard_map, pmap or vmap: got {axis_name!r}. "
-            "The axes of x that are reduced follow from channel_axis."
+            f"axis_name must be the name, or names, of a mapped axis of shard_map, pmap or vmap: got "
+            f"{shown(axis_name)}. The axes of x that are reduced follow from channel_axis."
         )
     if axis_index_groups is not None and axis_name is None:
         raise ValueError(
-            f"axis_index_groups needs axis_name, the mapped axis it divides: got {axis_index_groups!r} without one."
+            f"axis_index_groups needs axis_name, the mapped axis it divides: got {shown(axis_index_groups)} "
+            "without one."
         )
 
 
@@ -210,4 +238,4 @@ def check_implementation(implementation: Any) -> None:
     """None chooses; a name insists."""
     if implementation is not None and implementation not in get_args(Implementation):
         names = ", ".join(repr(name) for name in get_args(Implementation))
-        raise ValueError(f"implementation must be None or one of {names}: got {implementation!r}.")
+        raise ValueError(f"implementation must be None or one of {names}: got {shown(implementation)}.")

@@ -3,7 +3,9 @@
 Forward and backward decide on their own: the backward pass keeps more arrays in shared memory.
 """
 
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -11,8 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.arguments import Activation, Implementation
-from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.tiling import NoTile, Tile, find_tile
+from jaxnorm.gpu.cutting import tile_of_rows
+from jaxnorm.gpu.devices import DEVICES, Device, interpreted
+from jaxnorm.gpu.tile import NoTile, Tile
+from jaxnorm.gpu.tiling import find_tile
 
 
 def find_tiles(
@@ -23,6 +27,7 @@ def find_tiles(
     activation: Activation | None,
     captures: int = 0,
     device: Device | None,
+    implementation: Implementation | None = None,
 ) -> tuple[Tile | NoTile, Tile | NoTile]:
     """The kernel's tiles of the forward and the backward pass, or the reasons why it cannot run.
 
@@ -31,28 +36,28 @@ def find_tiles(
       dtype: of x.
       residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
+      implementation: as in jaxnorm.instance_norm: "pallas" takes tiles that None does not take by itself.
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
-    reason = _no_mosaic() or _not_evaluated(activation, captures)
+    reason = _lacking() or _not_evaluated(activation, captures)
     if reason is not None:
         return reason, reason
     batch, rows, lanes = shape
     view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
     # The gradients depend on the residual only through the activation.
     differentiated = residual and activation is not None
-    return (
-        find_tile(view, itemsize, 1 + residual, device),
-        find_tile(view, itemsize, 2 + differentiated, device),
-    )
+    arrays = (1 + residual, 2 + differentiated)
+    forward, backward = (find_tile(view, itemsize, number, device) for number in arrays)
+    if implementation == "pallas":
+        return forward, backward
+    return _unless_by_name(forward), _unless_by_name(backward)
 
 
 def interpreted_device() -> Device | None:
     """The GPU that Pallas plays on a CPU inside plgpu.force_gpu_interpret_mode, else None."""
-    from jax._src.config import pallas_tpu_interpret_mode_context_manager as mode
-
-    return None if mode.value is None else DEVICES["H100"]
+    return DEVICES["H100"] if interpreted() else None
 
 
 def run(
@@ -84,13 +89,40 @@ def run(
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
 
 
-def _no_mosaic() -> NoTile | None:
-    # Asked only where a GPU is there: Mosaic GPU takes a while to import.
+def _unless_by_name(tile: Tile | NoTile) -> Tile | NoTile:
+    """What nobody has seen run on a GPU may hang it, where blocks wait for others: that must be asked for."""
+    if isinstance(tile, NoTile) or (tile.copies == "bulk" and tile.meeting != "group"):
+        return tile
+    what = "whose blocks meet in global memory" if tile.meeting == "group" else f"with {tile.copies} copies"
+    return NoTile(f"a kernel {what} has not run on a GPU yet: it is taken by name, implementation='pallas'")
+
+
+@functools.cache
+def _lacking() -> NoTile | None:
+    """What the kernel needs and this JAX does not have: the experimental part of Pallas changes with every release.
+
+    Asked only where a GPU is there, since Mosaic GPU takes a while to import.
+    """
     try:
-        from jaxnorm import pallas_kernel  # noqa: F401
-    except ImportError as error:
-        return NoTile(f"this JAX has no Mosaic GPU ({error})")
+        # In a thread of its own, since the answer must not depend on the tracing that asks for it first.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_trace_a_kernel).result()
+    # Whatever is lacking: there still is plain JAX.
+    except Exception as error:
+        cause = str(error).strip().partition("\n")[0]
+        return NoTile(f"JAX {jax.__version__} does not trace it ({type(error).__name__}: {cause})")
     return None
+
+
+def _trace_a_kernel() -> None:
+    from jaxnorm import pallas_kernel
+
+    x, value = jax.ShapeDtypeStruct((1, 256, 8), jnp.float32), jax.ShapeDtypeStruct((1, 1, 8), jnp.float32)
+    forward_tile, backward_tile = (tile_of_rows("rows", x.shape, 8, 2, 4, arrays) for arrays in (1, 2))
+    forward = functools.partial(pallas_kernel.forward, eps=1.0, activation=jax.nn.relu, tile=forward_tile)
+    backward = functools.partial(pallas_kernel.backward, activation=jax.nn.relu, tile=backward_tile)
+    _, statistics = jax.eval_shape(forward, x, value, value, (), None)
+    jax.eval_shape(backward, x, statistics, value, value, (), None, x)
 
 
 def _not_evaluated(activation: Activation | None, captures: int) -> NoTile | None:

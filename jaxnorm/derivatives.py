@@ -57,6 +57,8 @@ def _normalize(
     captures, moments = jax.tree.map(lambda value: value.astype(dtype), (captures, moments))
     if where is not None:
         where = jnp.expand_dims(where, tuple(range(x.ndim - where.ndim)))
+    instances = Layout(x.shape, call.channel_axes).instances
+    given = None if moments is None else _given(call, instances, moments)
     # As the rules of a custom_vjp must; and before per-instance values are broadcast, so that their gradients are
     # summed over the batch first and over the devices then.
     x, gamma, beta, captures, residual, where, moments = vary_together(
@@ -64,7 +66,6 @@ def _normalize(
     )
     # One of each per instance from here on: the sum over the batch of a shared parameter's gradient is then the
     # transpose of this broadcast, and conditional norm no special case.
-    instances = Layout(x.shape, call.channel_axes).instances
     gamma, beta, captures, moments = jax.tree.map(
         lambda value: jnp.broadcast_to(value, instances), (gamma, beta, captures, moments)
     )
@@ -74,7 +75,12 @@ def _normalize(
         gamma = gamma * lax.rsqrt(variance + call.eps)
     y, statistics = _forward(call, Operands(x, gamma, beta, captures, residual, where, center))
     # The rules below ignore the cotangents of the statistics.
-    return y, lax.stop_gradient(statistics)
+    return y, lax.stop_gradient(given or statistics)
+
+
+def _given(call: Call, instances: tuple[int, ...], moments: Moments) -> xla.Statistics:
+    mean, variance = (jnp.broadcast_to(value, instances) for value in moments)
+    return xla.Statistics(mean, jnp.zeros_like(mean), lax.rsqrt(variance + call.eps))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
 from jaxnorm.arguments import Activation, Axes, Implementation
 from jaxnorm.functional import instance_norm
@@ -72,7 +73,12 @@ class InstanceNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Any, *, mask: Any = None, residual: Any = None, use_running_average: bool | None = None
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+        use_running_average: bool | None = None,
     ) -> jax.Array:
         """Normalizes x.
 
@@ -159,7 +165,7 @@ class InstanceNorm2D(nn.Module):
     affine: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: ArrayLike) -> jax.Array:
         """Normalizes x of shape (N, num_maps, H, W); returns the shape and dtype of x."""
         if jnp.ndim(x) != 4 or jnp.shape(x)[1] != self.num_maps:
             raise ValueError(

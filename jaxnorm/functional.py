@@ -6,26 +6,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference, xla
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.gpu.devices import Device, target
 from jaxnorm.layout import Layout
 from jaxnorm.passes import Call
-from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit
+from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit, varying_axes
 
 
 def instance_norm(
-    x: jax.Array,
-    gamma: jax.Array | None = None,
-    beta: jax.Array | None = None,
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     eps: float = 1e-5,
     *,
     channel_axis: Axes = 1,
-    residual: jax.Array | None = None,
+    residual: ArrayLike | None = None,
     activation: Activation | None = None,
-    where: jax.Array | None = None,
-    moments: tuple[jax.Array, jax.Array] | None = None,
+    where: ArrayLike | None = None,
+    moments: tuple[ArrayLike, ArrayLike] | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
     implementation: Implementation | None = None,
@@ -130,7 +131,7 @@ def normalize(
     where = arguments.check_where(where, x.shape)
     moments = arguments.check_moments(moments, x.shape, channel_axes, where)
     arguments.check_axis_name(axis_name, axis_index_groups)
-    prepared = activations.prepare(activation, dtype)
+    prepared = activations.prepare(activation, dtype, varying_axes(x))
     arguments.check_implementation(implementation)
     layout = Layout(x.shape, channel_axes)
 
@@ -160,10 +161,10 @@ def normalize(
 
 
 def instance_moments(
-    x: jax.Array,
+    x: ArrayLike,
     *,
     channel_axis: Axes = 1,
-    where: jax.Array | None = None,
+    where: ArrayLike | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -235,7 +236,15 @@ def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Stati
     call = dataclasses.replace(call, device=target(x) if is_whole else None, split_by_jit=is_split_by_jit(x))
     if call.implementation == "pallas" and call.device is None:
         call = dataclasses.replace(call, device=_interpreted_device(call, x), split_by_jit=False)
-    return derivatives.instance_norm(call, x, *others)
+    try:
+        return derivatives.instance_norm(call, x, *others)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"{error} Pass implementation='reference' to jaxnorm for forward mode (jvp, jacfwd, hessian) straight "
+            "through it. Forward mode of a gradient, as for Hessian-vector products, works with any."
+        ) from error
 
 
 def _interpreted_device(call: Call, x: jax.Array) -> Device:

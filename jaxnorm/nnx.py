@@ -11,6 +11,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as flax_promote_dtype
 from flax.typing import Axes, Dtype, Initializer, PromoteDtypeFn
 from jax.nn import initializers
+from jax.typing import ArrayLike
 
 from jaxnorm.arguments import Activation, Implementation
 from jaxnorm.layer import channel_axes, check_momentum, counted, normalize, updated
@@ -121,7 +122,12 @@ class InstanceNorm(nnx.InstanceNorm):
             )
 
     def __call__(
-        self, x: Any, *, mask: Any = None, residual: Any = None, use_running_average: bool | None = None
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+        use_running_average: bool | None = None,
     ) -> jax.Array:
         """Normalizes x.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from jaxnorm import scaling
 from jaxnorm.gpu import elementwise, meeting
 from jaxnorm.gpu.block import (
     Block,
@@ -29,7 +30,7 @@ from jaxnorm.gpu.block import (
     values_type,
 )
 from jaxnorm.gpu.copies import Chunk, Ref
-from jaxnorm.gpu.tiling import Tile
+from jaxnorm.gpu.tile import Tile
 from jaxnorm.xla import Gradients, Statistics
 
 FORWARD_NAME = "jaxnorm_forward"
@@ -137,22 +138,22 @@ def _forward(
         gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
         captured_values = [block.read_values(value) for value in captures]
         first = block.first_values(x)
-        magnitude, unit = _magnitude_and_unit(first)
-        parts = block.exchange(_part_moments(block, first, magnitude, unit))
-        moments = meeting.merged_moments(parts, block.count, tile.positions, unit)
-        center_value, delta_value, rstd_value = _statistics(moments, tile.positions, unit, eps)
+        scale = scaling.of(first)
+        parts = block.exchange(_part_moments(block, first, scale))
+        merged = meeting.merged_moments(parts, block.count, tile.positions, scale)
+        center_value, delta_value, rstd_value = scaling.undo(*merged, scale, eps)
 
         @pl.when(block.rank == 0)
         def _() -> None:
             for ref, value in zip(statistics, (center_value, delta_value, rstd_value), strict=True):
                 block.write_values(ref, value)
 
-        scale_value = rstd_value * gamma_value
-        center, scale, shift = map(block.spread, (center_value, scale_value, beta_value - delta_value * scale_value))
+        factor_value = rstd_value * gamma_value
+        center, factor, shift = map(block.spread, (center_value, factor_value, beta_value - delta_value * factor_value))
         captured = [block.spread(value) for value in captured_values]
 
         def normalize(chunk: Chunk, _: None) -> None:
-            z = (block.read(0, chunk) - center) * scale + shift
+            z = (block.read(0, chunk) - center) * factor + shift
             if residual is not None:
                 z = z + block.read(1, chunk)
             if activation is not None:
@@ -164,67 +165,36 @@ def _forward(
     block.for_each_instance(instance)
 
 
-def _part_moments(
-    block: Block, first: jax.Array, magnitude: jax.Array, unit: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Center, delta and the sum of squares around center + delta, over the positions that the block works on.
+def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moments of the positions that the block works on: see meeting.merged_moments.
 
     The center is the mean of the first boxes, at least 1/16 of what is held, while the others are on their way; its sum
     is around one element of the instance: a constant instance then has exactly that for its center, and at a large
-    offset the sum rounds less. One sweep around the center gives both sums, in a unit in which squares do not overflow;
-    unit and magnitude are powers of two, and 1 but for huge numbers.
+    offset the sum rounds less. One sweep around the center gives both sums.
     """
-    scale = block.spread(unit)
+    spread_scale = block.spread(scale)
 
     def deviation(chunk: Chunk, around: jax.Array) -> jax.Array:
-        return block.inside(block.read(0, chunk) * scale - around, chunk)
+        # A product by a power of two and a difference, in one instruction and rounded once.
+        return block.inside(block.read(0, chunk) * spread_scale - around, chunk)
 
-    around_first = block.spread(first * unit)
-    # Divided by 1 at least: the last blocks of an instance may have nothing.
+    around_first = block.spread(first * scale)
     total = block.total(
         block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_first=True)
     )
-    center = first + total / jnp.maximum(block.first_count(), 1.0) * magnitude
-    around_center = block.spread(center * unit)
+    # Divided by 1 at least: the last blocks of an instance may have nothing.
+    center = first + total / jnp.maximum(block.first_count(), 1.0) / scale
+    around_center = block.spread(center * scale)
 
     def add(chunk: Chunk, totals: Any) -> Any:
         own = deviation(chunk, around_center)
         return totals[0] + own, totals[1] + own * own
 
     total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros())))
-    mean = total / jnp.maximum(block.count(block.rank), 1.0)
-    around_mean = jnp.maximum(squares - total * mean, 0.0)
-    # What overflowed stays infinite: see _statistics.
-    return center, mean * magnitude, jnp.where(squares == jnp.inf, squares, around_mean)
-
-
-def _statistics(
-    moments: tuple[jax.Array, ...], positions: int, unit: jax.Array, eps: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Center, delta and 1 / sqrt(var + eps); zeros where the sum of squares overflows all the same: y is beta then."""
-    center, delta, squares = moments
-    # Never 0, which it would be for a constant instance of huge numbers, whose eps is below the least float32.
-    variance = jnp.maximum(squares / positions + eps * (unit * unit), _TINY)
-    fits = squares != jnp.inf
-    rstd = unit * lax.rsqrt(variance)
-    return jnp.where(fits, center, 0.0), jnp.where(fits, delta, 0.0), jnp.where(fits, rstd, 0.0)
-
-
-_TINY = float(jnp.finfo(jnp.float32).tiny)
-
-
-def _magnitude_and_unit(first: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A power of two and its inverse, such that |first| * unit can be squared; 1 for all but huge numbers."""
-    size = jnp.abs(first)
-
-    def power(exponent: float) -> jax.Array:
-        # Up to 2^40 a square is far from both ends of the range, also where millions are added; and so are
-        # 2^-24 to 2^40, and 2^4 to 2^28.
-        return jnp.where(
-            size > 2.0**104, 2.0 ** (100 * exponent), jnp.where(size > 2.0**40, 2.0 ** (64 * exponent), 1.0)
-        )
-
-    return power(1), power(-1)
+    delta = total / jnp.maximum(block.count(block.rank), 1.0)
+    around_mean = jnp.maximum(squares - total * delta, 0.0)
+    # What overflowed stays infinite: see scaling.undo.
+    return center, delta, jnp.where(squares == jnp.inf, squares, around_mean)
 
 
 def _backward(

@@ -9,7 +9,7 @@ import jax
 from jaxnorm import choice, reference, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
 from jaxnorm.gpu.devices import Device
-from jaxnorm.gpu.tiling import NoTile, Tile
+from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.layout import Layout, UnmergedLayout
 from jaxnorm.placement import vary_together
 from jaxnorm.sums import Positions
@@ -77,6 +77,7 @@ class Call:
             activation=self.activation,
             captures=len(operands.captures),
             device=self.device,
+            implementation=self.implementation,
         )
 
     def may_run_kernel(self, operands: Operands) -> bool:

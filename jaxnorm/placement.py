@@ -45,15 +45,16 @@ def vary_together(*values: Any) -> Any:
 
     The transpose sums a gradient over the axes that its array did not vary over before.
     """
-    axes: frozenset[Any] = frozenset().union(*map(_axes, jax.tree.leaves(values)))
+    axes: frozenset[Any] = frozenset().union(*map(varying_axes, jax.tree.leaves(values)))
 
     def vary(array: jax.Array) -> jax.Array:
-        missing = axes - _axes(array)
+        missing = axes - varying_axes(array)
         return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
     return jax.tree.map(vary, values)
 
 
-def _axes(array: jax.Array) -> frozenset[Any]:
+def varying_axes(array: jax.Array) -> frozenset[Any]:
+    """The axes of shard_map over which the values of an array may differ between devices."""
     axes: frozenset[Any] = jax.typeof(array).manual_axis_type.varying
     return axes

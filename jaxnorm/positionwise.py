@@ -14,7 +14,7 @@ import dataclasses
 import enum
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +117,57 @@ def obstacle(on_array: Traced) -> str | None:
     return None
 
 
+def rule_obstacle(on_array: Traced) -> str | None:
+    """Why a derivative rule in the function, of custom_jvp or custom_vjp, is not known to be elementwise, or None."""
+    for equation in equations(on_array.jaxpr):
+        derivative = _DERIVATIVES.get(equation.primitive.name)
+        mixed = None if derivative is None else _join(*derivative(equation))
+        if isinstance(mixed, _Mixed):
+            return f"in a derivative rule {mixed.reason}"
+    return None
+
+
+def equations(jaxpr: _Jaxpr) -> Iterator[_Equation]:
+    """Those of the jaxpr and of all in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = called(equation)
+        for traced in _inner(equation) if inner is None else [inner]:
+            yield from equations(traced.jaxpr)
+
+
+def _kind(variable: Any) -> _Value:
+    """Of an operand of an equation that was found to keep positions apart."""
+    return _EACH if _has_positions(variable.aval.shape) else _SAME
+
+
+def _jvp_rule(equation: _Equation) -> list[_Value]:
+    """What the results of a rule of custom_jvp are."""
+    kinds = [_kind(variable) for variable in equation.invars[equation.params["num_consts"] :]]
+    rule, consts, _ = equation.params["jvp_jaxpr_fun"].call_wrapped(*[False] * len(kinds))
+    return _walk(rule, [*map(_constant, consts), *kinds, *kinds])
+
+
+def _vjp_rule(equation: _Equation) -> list[_Value]:
+    """What the gradients of a custom_vjp are, with respect to operands with positions."""
+
+    def function(*operands: Any) -> Any:
+        return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+
+    def pullback(operands: Any, cotangents: Any) -> Any:
+        gradients = zip(jax.vjp(function, *operands)[1](cotangents), equation.invars, strict=True)
+        return [gradient for gradient, variable in gradients if _kind(variable) is _EACH]
+
+    def types(variables: Any) -> list[Any]:
+        return [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in variables]
+
+    traced = jax.make_jaxpr(pullback)(types(equation.invars), types(equation.outvars))
+    return _walk_closed(traced, [_kind(variable) for variable in (*equation.invars, *equation.outvars)])
+
+
+_DERIVATIVES = {"custom_jvp_call": _jvp_rule, "custom_vjp_call": _vjp_rule}
+
+
 def _walk_closed(traced: Traced, inputs: Sequence[_Value]) -> list[_Value]:
     return _walk(traced.jaxpr, [*map(_constant, traced.consts), *inputs])
 
@@ -146,8 +197,9 @@ def _walk(jaxpr: _Jaxpr, inputs: Sequence[_Value]) -> list[_Value]:
 
 def _apply(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
     name = equation.primitive.name
-    if name in _CALLS:
-        return _walk_closed(*_called(equation, inputs))
+    inner = called(equation)
+    if inner is not None:
+        return _walk_closed(inner, inputs)
     if name in _CONTROL_FLOW:
         return _CONTROL_FLOW[name](equation, inputs)
     result = _result(equation, _join(*inputs))
@@ -208,14 +260,16 @@ def _has_all_positions(shape: Iterable[int]) -> bool:
     return found in (sorted(POSITIONS), [math.prod(POSITIONS)])
 
 
-def _called(equation: _Equation, inputs: list[Any]) -> tuple[Traced, list[Any]]:
-    """What a call calls, closed, and with what."""
-    called = next(equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params)
-    return called if hasattr(called, "consts") else _Open(called), inputs
+def called(equation: _Equation) -> Traced | None:
+    """What a call calls, closed; None if it is none."""
+    if equation.primitive.name not in _CALLS:
+        return None
+    inner = next(equation.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params)
+    return inner if hasattr(inner, "consts") else Open(inner)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Open:
+class Open:
     """A jaxpr without constants, in the place of a closed one."""
 
     jaxpr: _Jaxpr
@@ -240,7 +294,7 @@ def _while(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
 
 
 def _scan(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
-    consts, carried = _scan_counts(equation)
+    consts, carried = inner_counts(equation.params)
     scanned = consts + carried
     pieces = inputs[scanned:]
     for i, shape in enumerate(_shapes(equation.invars[scanned:])):
@@ -257,9 +311,8 @@ def _scan(equation: _Equation, inputs: list[_Value]) -> list[_Value]:
     return [*carry, *stacked]
 
 
-def _scan_counts(equation: _Equation) -> tuple[int, int]:
-    """How many operands are constant, and how many are carried."""
-    parameters = equation.params
+def inner_counts(parameters: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constant, and how many are carried."""
     if "num_consts" in parameters:
         return parameters["num_consts"], parameters["num_carry"]
     consts, carry, _ = parameters["ft_in"].unpack()
@@ -307,8 +360,9 @@ def _add_steps(steps: list[Any], traced: Traced, operands: Sequence[Any]) -> lis
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, list(map(read, equation.invars))
         results = [None] * len(equation.outvars)
-        if name in _CALLS:
-            results = _add_steps(steps, *_called(equation, inputs))
+        call = called(equation)
+        if call is not None:
+            results = _add_steps(steps, call, inputs)
         elif name in _FORMAL:
             results = inputs
         else:

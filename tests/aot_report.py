@@ -23,6 +23,7 @@ from jax.sharding import AxisType
 from jaxnorm import instance_norm, pallas_kernel
 from jaxnorm.gpu import tiling
 from jaxnorm.gpu.devices import DEVICES
+from jaxnorm.gpu.tile import NoTile
 from jaxnorm.xla import Statistics
 
 KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
@@ -69,7 +70,7 @@ def report_view(compiler, device, view, dtype, *, residual, activation):
     for name, arrays, build in (("forward", 1, forward), ("backward", 2, backward)):
         found = {"of": name, "view": view, "dtype": dtype, "residual": residual}
         tile = tiling.find_tile(view, x.dtype.itemsize, arrays + residual, device)
-        if isinstance(tile, tiling.NoTile):
+        if isinstance(tile, NoTile):
             yield found | {"reason": tile.reason}
             continue
         function, arguments = build(tile)

@@ -1,32 +1,124 @@
 """python -m jaxnorm, and explain: what they print is what would run."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxnorm
+from jaxnorm import report
 from jaxnorm.__main__ import main
-from jaxnorm.gpu.tiling import NoTile
-from jaxnorm.report import selfcheck, stopwatch
+from jaxnorm.report import explain, selfcheck, stopwatch
+
+RELU_ON_H100 = {"channel_axis": -1, "activation": jax.nn.relu, "device": "H100"}
 
 
-def test_explain_prints_what_it_returns(capsys):
+def test_explain_returns_text_to_be_read(capsys):
     x = jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.bfloat16)
-    explanation = jaxnorm.explain(x, channel_axis=-1, residual=True, activation=jax.nn.relu, device="H100")
-    assert capsys.readouterr().out == f"{explanation}\n"
+    explanation = jaxnorm.explain(x, residual=True, **RELU_ON_H100)
+    assert not capsys.readouterr().out
+    assert isinstance(explanation, report.Explanation)
+    assert isinstance(explanation.forward, report.Pass)
+    assert isinstance(explanation.forward.tile, report.Tile)
     size = 8 * 64 * 64 * 256 * 2
     assert (explanation.forward.bytes_moved, explanation.backward.bytes_moved) == (3 * size, 5 * size)
-    assert "compute capability 9.0, 132 SMs" in str(explanation)
-    assert f"clusters of {explanation.forward.tile.parts}" in str(explanation)
+    text = repr(explanation)
+    assert text == str(explanation)
+    assert text.startswith("device: H100, compute capability 9.0, 132 SMs\nforward: pallas, moves 48.0 MiB\n")
+    parts = explanation.forward.tile.parts
+    assert (f"clusters of {parts}" if parts > 1 else "no clusters") in text
 
 
 def test_explain_says_why_not():
     explanation = jaxnorm.explain(jnp.ones((2, 3, 8, 8)))
     assert explanation.forward.implementation == explanation.backward.implementation == "xla"
-    assert isinstance(explanation.forward.tile, NoTile)
+    assert isinstance(explanation.forward.tile, report.NoTile)
     assert "not for one CUDA GPU" in str(explanation)
+
+
+@pytest.mark.parametrize(
+    ("device", "line"),
+    [
+        ({"platform": "cpu", "device_kind": "cpu"}, "CPU, not a CUDA GPU"),
+        ({"platform": "tpu", "device_kind": "TPU v5 lite"}, "TPU v5 lite, not a CUDA GPU"),
+        (
+            {
+                "platform": "gpu",
+                "device_kind": "NVIDIA H100 80GB HBM3",
+                "compute_capability": "9.0",
+                "core_count": 132,
+            },
+            "NVIDIA H100 80GB HBM3, compute capability 9.0, 132 SMs",
+        ),
+    ],
+    ids=["CPU", "TPU", "GPU"],
+)
+def test_explain_names_the_current_device(device, line, monkeypatch):
+    monkeypatch.setattr(explain, "current", lambda x: types.SimpleNamespace(**device))
+    assert str(jaxnorm.explain(jnp.ones((2, 3, 8, 8)))).startswith(f"device: {line}\n")
+
+
+@pytest.mark.parametrize(
+    "x", [np.zeros((2, 8, 8, 64)), np.float32(1) + np.zeros((2, 8, 8, 64), np.float32), jnp.zeros((2, 8, 8, 64))]
+)
+def test_explain_takes_what_instance_norm_takes(x):
+    """NumPy's float64 is float32 for JAX, and half the bytes."""
+    like_x = jax.ShapeDtypeStruct(x.shape, jaxnorm.instance_norm(x).dtype)
+    want = jaxnorm.explain(like_x, residual=True, **RELU_ON_H100)
+    for residual in (x, like_x, np.True_):
+        assert jaxnorm.explain(x, residual=residual, **RELU_ON_H100) == want
+    for residual in (None, False):
+        assert jaxnorm.explain(x, residual=residual, **RELU_ON_H100) != want
+
+
+WRONG = {
+    "int32": ({"x": jnp.ones((2, 3, 4), int)}, {}),
+    "tuple": ({"x": (jnp.ones((2, 3, 4)),)}, {}),
+    "number": ({"x": 1.0}, {}),
+    "text": ({"x": "2x3x4"}, {}),
+    "rank": ({"x": jnp.ones((2, 3))}, {}),
+    "no positions": ({"x": jnp.ones((2, 3, 0))}, {}),
+    "channel axis": ({"x": jnp.ones((2, 3, 4))}, {"channel_axis": 3}),
+    "residual of another shape": ({"x": jnp.ones((2, 3, 4))}, {"residual": jnp.ones((2, 3, 5))}),
+    "residual of another dtype": ({"x": jnp.ones((2, 3, 4))}, {"residual": jnp.ones((2, 3, 4), jnp.bfloat16)}),
+    "residual that is a number": ({"x": jnp.ones((2, 3, 4))}, {"residual": 1.0}),
+    "activation": ({"x": jnp.ones((2, 3, 4))}, {"activation": jax.nn.softmax}),
+    "implementation": ({"x": jnp.ones((2, 3, 4))}, {"implementation": "triton"}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_explain_refuses_what_instance_norm_refuses(name):
+    (given, options) = WRONG[name]
+    with pytest.raises((TypeError, ValueError)) as want:
+        jaxnorm.instance_norm(**given, **options)
+    with pytest.raises(want.type) as got:
+        jaxnorm.explain(**given, **options, device="H100")
+    assert str(got.value) == str(want.value)
+
+
+def test_explain_refuses_what_is_no_array_at_all():
+    with pytest.raises(ValueError, match=r"sizes of at least 0: got shape \(2, -3, 4\)"):
+        jaxnorm.explain(jax.ShapeDtypeStruct((2, -3, 4), "float32"))
+    with pytest.raises(TypeError, match="product name: got int"):
+        jaxnorm.explain(jnp.ones((2, 3, 4)), device=0)
+
+
+def test_explain_of_a_named_implementation():
+    x = jax.ShapeDtypeStruct((1, 256, 256, 64), jnp.float32)  # only the forward pass fits
+    size = 256 * 256 * 64 * 4
+    xla = jaxnorm.explain(x, implementation="xla", **RELU_ON_H100)
+    assert (xla.forward.implementation, xla.forward.bytes_moved) == ("xla", 49 * size // 16)
+    assert "implementation='xla' was named" in str(xla)
+    reference = jaxnorm.explain(x, implementation="reference", **RELU_ON_H100)
+    assert (reference.backward.implementation, reference.backward.bytes_moved) == ("reference", None)
+    odd = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    pallas = jaxnorm.explain(odd, implementation="pallas", **RELU_ON_H100)
+    assert (pallas.forward.implementation, pallas.forward.bytes_moved) == ("pallas", None)
+    assert "forward: pallas\n  raises: " in str(pallas)
 
 
 def test_explain_command(capsys):
@@ -41,8 +133,12 @@ def test_explain_command(capsys):
     ("command", "message"),
     [
         ("explain 8x64x64 --device H99", "device must be one of A100"),
-        ("explain 8x64", "channel axes (1,) for x of shape (8, 64)"),
+        ("explain 8x64", "x must have rank 3 or more"),
         ("explain 8x64xx64", "a shape is numbers with x between them"),
+        ("explain 2x-3x4", "a shape is numbers with x between them"),
+        ("explain 2x3_0x4", "a shape is numbers with x between them"),
+        ("explain 8x0x64x64 --channels-last", "at least one spatial position"),
+        ("explain 8x64x64 --implementation triton", "invalid choice: 'triton'"),
         ("explain 8x64x64 --activation nothing", "no such function in jax.nn: 'nothing'"),
         ("explain 8x64x64 --activation softmax", "failed on a scalar"),
     ],

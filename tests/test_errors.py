@@ -170,7 +170,41 @@ def test_parameter_must_be_an_array(x, name, value):
         instance_norm(x, **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("value", "remedy"), [([1.0] * 3, "jnp.asarray"), ((1.0,) * 3, "jnp.asarray"), (2.0, "jnp.full")]
+)
+def test_parameter_that_is_no_array_is_told_the_remedy(x, value, remedy):
+    with raises(TypeError, "gamma must be None or an array", f"got {type(value).__name__} {value!r}", remedy):
+        instance_norm(x, gamma=value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "remedy"),
+    [
+        ((1, 3, 1, 1), 1, ".reshape(3)"),
+        ((3, 1, 1), 1, ".reshape(3)"),
+        ((1, 5), -1, ".reshape(5)"),
+        ((2, 3, 1, 1), 1, ".reshape(2, 3)"),
+        ((2, 1, 1, 5), -1, ".reshape(2, 5)"),
+        ((1, 3, 4, 1), (1, 2), ".reshape(3, 4)"),
+    ],
+    ids=str,
+)
+def test_parameter_with_axes_of_one_is_told_to_reshape(x, shape, channel_axis, remedy):
+    gamma = jnp.ones(shape)
+    with raises(ValueError, "gamma must have shape", f"got {shape}", f"Convert it with {remedy}"):
+        instance_norm(x, gamma, channel_axis=channel_axis)
+    wanted = tuple(int(size) for size in remedy[len(".reshape(") : -1].split(","))
+    instance_norm(x, gamma.reshape(wanted), channel_axis=channel_axis)
+
+
 # residual
+
+
+@pytest.mark.parametrize("residual", [1.0, [1.0], "x", True], ids=repr)
+def test_residual_must_be_an_array(x, residual):
+    with raises(TypeError, "residual must be None or an array like x", f"got {type(residual).__name__} {residual!r}"):
+        instance_norm(x, residual=residual)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +214,8 @@ def test_parameter_must_be_an_array(x, name, value):
         (jnp.zeros(SHAPE[1:]), "got (3, 4, 5) float32"),
         (jnp.zeros(SHAPE, jnp.bfloat16), f"got {SHAPE} bfloat16"),
         (jnp.zeros(SHAPE, jnp.int32), f"got {SHAPE} int32"),
-        (1.0, "got float"),
-        ([1.0], "got list"),
     ],
-    ids=["shape", "rank", "bfloat16", "int32", "float", "list"],
+    ids=["shape", "rank", "bfloat16", "int32"],
 )
 def test_residual_must_be_like_x(x, residual, seen):
     with raises(ValueError, f"shape and dtype of x, {SHAPE} float32", seen, "jnp.broadcast_to(residual, x.shape)"):
@@ -302,6 +334,30 @@ def test_activation_that_cannot_be_hashed_is_named(x):
 
     with raises(TypeError, "activation must be hashable", "Unhashable"):
         instance_norm(x, activation=Unhashable(), implementation="xla")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x",
+        "gamma",
+        "beta",
+        "eps",
+        "channel_axis",
+        "residual",
+        "where",
+        "moments",
+        "axis_index_groups",
+        "implementation",
+    ],
+)
+@pytest.mark.parametrize(
+    "value", [object(), lambda: None, [object()], (jnp.ones,)], ids=["object", "function", "list", "tuple"]
+)
+def test_no_message_shows_an_address(x, name, value):
+    with pytest.raises((TypeError, ValueError, NameError)) as error:
+        instance_norm(**{"x": x} | {name: value})
+    assert "0x" not in str(error.value)
 
 
 # implementation, axis_name

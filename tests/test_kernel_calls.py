@@ -50,7 +50,7 @@ def test_offsets(offset):
 
 
 def test_a_call_without_a_tile_says_why():
-    with pytest.raises(ValueError, match=r"'pallas' cannot run here: bulk copies need rows.*'xla'"):
+    with pytest.raises(ValueError, match=r"'pallas' cannot run here: rows must start at multiples.*'xla'"):
         norm(jnp.ones((1, 4, 4, 3)))
     # The fixture wants a kernel to have run.
     norm(jnp.ones((1, 4, 4, 8)))

@@ -13,8 +13,9 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.gpu.tiling import find_tile, tile_of_rows
+from jaxnorm.gpu.cutting import plain_tile_of_rows, tile_of_rows
+from jaxnorm.gpu.devices import DEVICES, Device
+from jaxnorm.gpu.tiling import find_tile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -22,16 +23,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 LAST, FIRST, SMALL = (2, 225, 8), (3, 1008, 1), (18, 196, 1)
 
 
-def tiles(view, dtype, residual, cluster=None):
-    """The forward and the backward tile: the one for an H100, or with a cluster of that size."""
+def tiles(view, dtype, residual, how="bulk", parts=None):
+    """The forward and the backward tile.
+
+    Args:
+      view, dtype, residual: of the call.
+      how: "bulk" or "plain" copies; or a Device, whose own choice it then is.
+      parts: blocks that share an instance, None is the choice for an H100 or A100.
+    """
     itemsize = jnp.dtype(dtype).itemsize
-    if cluster is None:
-        return [find_tile(view, itemsize, arrays + residual, DEVICES["H100"]) for arrays in (1, 2)]
+    numbers = [arrays + residual for arrays in (1, 2)]
+    device = {"bulk": DEVICES["H100"], "plain": DEVICES["A100"]}.get(how, how)
+    if parts is None:
+        return [find_tile(view, itemsize, arrays, device) for arrays in numbers]
     batch, positions, lanes = view
-    if lanes > 1:
-        return [tile_of_rows("rows", view, lanes, cluster, itemsize, arrays + residual) for arrays in (1, 2)]
-    shape = (batch, positions // 4, 4)
-    return [tile_of_rows("both", shape, 4, cluster, itemsize, arrays + residual) for arrays in (1, 2)]
+    reduces, shape = "rows", view
+    if lanes == 1:
+        lanes = 4 if positions % 8 else 8
+        reduces, shape = "both", (batch, positions // lanes, lanes)
+    make = {"bulk": tile_of_rows, "plain": plain_tile_of_rows}[how]
+    return [make(reduces, shape, lanes, parts, itemsize, arrays) for arrays in numbers]
 
 
 def run(function, *arguments):
@@ -56,11 +67,11 @@ def data(view, dtype, *, residual=False, offset=0.0, seed=0):
     return x, gamma, beta, draw(view, dtype) if residual else None, draw(view, dtype)
 
 
-def forward_and_backward(arguments, activation="none", eps=1e-5, cluster=None, captures=()):
+def forward_and_backward(arguments, activation="none", eps=1e-5, how="bulk", parts=None, captures=()):
     """y, the statistics and the gradients; the activation is a name, or a function of (z, *captures)."""
     x, gamma, beta, residual, dy = arguments
     function = oracle.ACTIVATIONS[activation].jax if isinstance(activation, str) else activation
-    forward_tile, backward_tile = tiles(x.shape, x.dtype, residual is not None, cluster)
+    forward_tile, backward_tile = tiles(x.shape, x.dtype, residual is not None, how, parts)
 
     def forward(x, gamma, beta, captures, residual):
         return pallas_kernel.forward(
@@ -74,17 +85,17 @@ def forward_and_backward(arguments, activation="none", eps=1e-5, cluster=None, c
     return y, statistics, run(backward, x, statistics, gamma, beta, captures, residual, dy)
 
 
-def check(arguments, activation="none", cluster=None):
+def check(arguments, activation="none", **options):
     """Everything against float64, within the tolerances that the dtypes imply."""
     x, gamma, beta, residual, dy = arguments
     dtype, positions = x.dtype.name, x.shape[1]
-    y, _, gradients = forward_and_backward(arguments, activation, cluster=cluster)
-    options = {"channel_axes": (2,), "activation": activation}
-    y64, magnitude = oracle.instance_norm(x, gamma[:, 0], beta[:, 0], residual=residual, **options)
+    y, _, gradients = forward_and_backward(arguments, activation, **options)
+    given = {"channel_axes": (2,), "activation": activation}
+    y64, magnitude = oracle.instance_norm(x, gamma[:, 0], beta[:, 0], residual=residual, **given)
     np.testing.assert_allclose(np.float64(y), y64, rtol=0, atol=tolerance.forward(dtype, positions, magnitude))
 
     added = jnp.zeros_like(x) if residual is None else residual
-    want = oracle.gradients(dy, x, gamma[:, 0], beta[:, 0], added, **options)
+    want = oracle.gradients(dy, x, gamma[:, 0], beta[:, 0], added, **given)
     xhat, _ = oracle.instance_norm(x, channel_axes=(2,))
     dz = want["residual"]
     scale = float(np.max(np.abs(gamma) / np.sqrt(oracle.moments(x, (2,))[1] + 1e-5)))
@@ -113,7 +124,18 @@ def test_layouts_and_dtypes(view, dtype, residual):
 @pytest.mark.parametrize("cluster", [1, 2, 4, 8])
 @pytest.mark.parametrize("view", [(1, 1001, 8), (1, 2100, 1)], ids=["last", "first"])
 def test_clusters_and_ragged_rows(view, cluster):
-    check(data(view, "float32", offset=3.0), "silu", cluster)
+    check(data(view, "float32", offset=3.0), "silu", parts=cluster)
+
+
+# The ways to copy and to meet, each on a made-up device that has to take it: 2 SMs or 9, and room for so many KiB
+# beside the sums across warps.
+AMPERE, HOPPER = (8, 0), (9, 0)
+WAYS = {
+    "bulk, alone": (Device(HOPPER, 2, 40 << 10), "alone"),
+    "bulk, cluster": (Device(HOPPER, 8, 14 << 10), "cluster"),
+    "plain, alone": (Device(AMPERE, 2, 40 << 10), "alone"),
+    "plain, group": (Device(AMPERE, 3, 20 << 10), "group"),
+}
 
 
 @pytest.mark.parametrize("view", [(1, 1001, 4), (2, 70, 64), (2, 3, 32), (1, 1, 8)])
@@ -123,7 +145,7 @@ def test_rows_of_every_width(view):
 
 
 def test_blocks_of_a_cluster_that_hold_nothing():
-    check(data((1, 130, 8), "float32", offset=-5.0), cluster=8)
+    check(data((1, 130, 8), "float32", offset=-5.0), parts=8)
 
 
 @pytest.mark.parametrize("activation", [name for name in oracle.ACTIVATIONS if name not in ("none", "relu")])
@@ -139,7 +161,7 @@ def test_offsets(view, cluster, offset):
     """The bounds of test_offsets.py."""
     x, _, _, _, dy = data(view, "float32", offset=offset)
     ones = jnp.ones((view[0], 1, view[2]), jnp.float32)
-    y, _, gradients = forward_and_backward((x, ones, 0 * ones, None, dy), cluster=cluster)
+    y, _, gradients = forward_and_backward((x, ones, 0 * ones, None, dy), parts=cluster)
     y64, _ = oracle.instance_norm(x, channel_axes=(2,))
     np.testing.assert_allclose(y, y64, rtol=0, atol=3e-6)
     dx64 = oracle.gradients(dy, x, channel_axes=(2,))["x"]
@@ -152,11 +174,11 @@ def test_constant_instances(view, cluster):
     _, gamma, beta, _, dy = data(view, "float32")
     constants = 0.1 + 1e3 * jnp.arange(gamma.size, dtype=jnp.float32).reshape(gamma.shape)
     x = jnp.broadcast_to(constants, view)
-    y, statistics, gradients = forward_and_backward((x, gamma, beta, None, dy), "gelu", cluster=cluster)
+    y, statistics, gradients = forward_and_backward((x, gamma, beta, None, dy), "gelu", parts=cluster)
     np.testing.assert_array_equal(statistics.center + statistics.delta, constants)
     np.testing.assert_allclose(y, np.broadcast_to(jax.nn.gelu(beta), view), rtol=1e-6, atol=1e-7)
     assert all(np.isfinite(g).all() for g in gradients if g is not None)
-    y, _, _ = forward_and_backward((x, gamma, beta, None, dy), cluster=cluster)
+    y, _, _ = forward_and_backward((x, gamma, beta, None, dy), parts=cluster)
     np.testing.assert_array_equal(y, np.broadcast_to(beta, view))
 
 
@@ -208,7 +230,7 @@ def test_captures(view, cluster):
     arguments = data(view, "float32", residual=True, offset=2.0)
     rng = np.random.default_rng(3)
     captures = tuple(jnp.asarray(rng.standard_normal(arguments[1].shape), jnp.float32) for _ in range(2))
-    y, _, gradients = forward_and_backward(arguments, activation, cluster=cluster, captures=captures)
+    y, _, gradients = forward_and_backward(arguments, activation, parts=cluster, captures=captures)
 
     with jax.enable_x64(True):
         x, gamma, beta, residual, dy, slope, offset = (np.float64(value) for value in (*arguments, *captures))
@@ -233,7 +255,7 @@ def test_huge_numbers(view, cluster):
     sizes = jnp.resize(jnp.array([1e15, 1e20, 1e30], jnp.float32), gamma.shape)
     x = (x * sizes).at[0, :, 0].set(1e20)
     x = x.at[-1, 0, -1].set(0.0).at[-1, 1:, -1].mul(1e25 / sizes[-1, 0, -1])
-    results = forward_and_backward((x, gamma, beta, None, dy), cluster=cluster)
+    results = forward_and_backward((x, gamma, beta, None, dy), parts=cluster)
     assert all(np.isfinite(value).all() for value in jax.tree.leaves(results))
     y, _, gradients = results
     y64, magnitude = oracle.instance_norm(x, gamma[:, 0], beta[:, 0], channel_axes=(2,))
@@ -256,7 +278,7 @@ def test_without_its_barrier_the_exchange_races(monkeypatch):
     """The detector sees what it is there for."""
     monkeypatch.setattr(plgpu, "barrier_arrive", lambda barrier: None)
     x, gamma, beta, _, _ = data((1, 1024, 8), "float32")
-    tile, _ = tiles(x.shape, x.dtype, False, cluster=2)
+    tile, _ = tiles(x.shape, x.dtype, False, parts=2)
     waiting = plgpu.barrier_wait
     monkeypatch.setattr(
         plgpu, "barrier_wait", lambda barrier: None if "cluster_barrier" in str(barrier) else waiting(barrier)

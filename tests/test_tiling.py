@@ -1,25 +1,28 @@
 """The tiles: what they promise for any shape and device, what they prefer, and the reasons where there is none."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxnorm.gpu.devices import DEVICES
+from jaxnorm.gpu.cutting import tile_of_rows
+from jaxnorm.gpu.devices import DEVICES, Device
 from jaxnorm.gpu.ranking import is_full, microseconds
-from jaxnorm.gpu.tiling import NoTile, find_tile, is_worth_meeting, tile_of_rows
+from jaxnorm.gpu.tile import NoTile
+from jaxnorm.gpu.tiling import find_tile, is_worth_meeting
 
 H100 = DEVICES["H100"]
-HOPPER_AND_NEWER = [device for device in DEVICES.values() if device.compute_capability >= (9, 0)]
 
 views = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 70_000), st.integers(2, 2_000)),
     st.tuples(st.integers(1, 40), st.integers(1, 70_000), st.integers(1, 200).map(lambda n: 8 * n)),
+    st.tuples(st.integers(1, 4), st.integers(70_000, 4_000_000), st.integers(1, 8).map(lambda n: 8 * n)),
     st.tuples(st.integers(1, 5_000), st.integers(1, 400_000), st.just(1)),
     st.tuples(st.integers(1, 5_000), st.integers(1, 400).map(lambda n: 8 * n), st.just(1)),
 )
-calls = st.tuples(views, st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(HOPPER_AND_NEWER))
+calls = st.tuples(views, st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(list(DEVICES.values())))
 
 
 @settings(max_examples=500, deadline=None)
@@ -32,20 +35,45 @@ def test_a_tile_fits_and_divides(call):
         return
     assert (tile.arrays, tile.itemsize) == (arrays, itemsize)
     assert tile.arrays * tile.tile_bytes < tile.shared_memory <= device.shared_memory
-    assert tile.parts in (1, 2, 4, 8)
     assert tile.row_bytes in (16, 32, 64, 128)
-    assert tile.rows <= 256
-    assert tile.rows % tile.chunk == 0
+    assert tile.rows % tile.chunk == 0 == tile.streamed % tile.chunk
     # Whole instructions: 128 threads with 4 elements each.
     assert tile.chunk * tile.lanes % 512 == 0
     assert tile.positions == view[1]
     outer, rows, lanes = tile.shape
-    assert outer * rows * lanes == view[0] * view[1] * view[2]
+    assert outer * rows * lanes == math.prod(view)
     # Vectors over the lanes are read and written without a check of bounds.
     assert tile.reduces == "lanes" or lanes % tile.lanes == 0
+    if tile.copies == "bulk":
+        assert device.compute_capability >= (9, 0)
+        assert tile.rows <= 256
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=500, deadline=None)
+@given(calls)
+def test_nobody_waits_for_a_block_that_cannot_run(call):
+    view, itemsize, arrays, device = call
+    tile = find_tile(view, itemsize, arrays, device)
+    if isinstance(tile, NoTile):
+        return
+    assert (tile.meeting == "alone") == (tile.parts == 1)
+    if tile.meeting == "cluster":
+        assert tile.parts in (2, 4, 8)
+        assert device.compute_capability >= (9, 0)
+    if tile.meeting == "group":
+        # An SM has room for one block at least: it fits.
+        assert tile.parts <= device.sm_count
+        # Groups may run one after another, and half a sector would be read twice then.
+        assert tile.row_bytes >= 32 or view[2] == 1
+        assert (tile.parts - 1) * tile.block_rows < tile.extent
+    if tile.streamed:
+        assert 0 < tile.share < 1
+        assert tile.share * arrays >= 0.4
+    else:
+        assert tile.share == 1
+
+
+@settings(max_examples=300, deadline=None)
 @given(calls)
 def test_every_row_and_lane_is_covered_once(call):
     view, itemsize, arrays, device = call
@@ -53,19 +81,37 @@ def test_every_row_and_lane_is_covered_once(call):
     if isinstance(tile, NoTile):
         return
     _, rows, lanes = tile.shape
-    if tile.reduces == "lanes":
-        row_starts = [index * tile.rows for index in range(tile.blocks)]
-        lane_starts = [box * tile.lanes for box in range(tile.boxes)]
-    else:
-        row_starts = [
-            rank * tile.block_rows + box * tile.rows
-            for rank, box in itertools.product(range(tile.parts), range(tile.boxes))
-        ]
-        lane_starts = [index * tile.lanes for index in range(tile.blocks)]
-    assert _covered(row_starts, tile.rows, rows) == list(range(rows))
-    assert _covered(lane_starts, tile.lanes, lanes) == list(range(lanes))
     assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.parts
-    assert tile.ragged == (len(row_starts) * tile.rows > rows if tile.reduces != "lanes" else lanes % tile.lanes != 0)
+    if tile.span is not None:
+        # Whole instances, from one multiple of 16 bytes to another.
+        assert tile.blocks * math.prod(tile.span) == math.prod(view)
+        assert tile.span[1] == view[1]
+        assert math.prod(tile.span) == tile.block_rows * tile.lanes
+        assert tile.chunk <= tile.block_rows <= tile.rows < tile.block_rows + tile.chunk
+        assert tile.row_bytes == 16
+        return
+    if tile.reduces == "lanes":
+        assert _covered([index * tile.rows for index in range(tile.blocks)], tile.rows, rows) == list(range(rows))
+        assert _covered([box * tile.lanes for box in range(tile.boxes)], tile.lanes, lanes) == list(range(lanes))
+        assert tile.ragged == (lanes % tile.lanes != 0)
+        return
+    assert _covered([index * tile.lanes for index in range(tile.blocks)], tile.lanes, lanes) == list(range(lanes))
+    seen = []
+    for start in range(0, tile.parts * tile.block_rows, tile.block_rows):
+        pieces = [(start + box * tile.rows, tile.rows) for box in range(tile.boxes)]
+        held = start + tile.held_rows
+        pieces += [(held + row, tile.chunk) for row in range(0, tile.streamed, tile.chunk) if held + row < rows]
+        for at, size in pieces:
+            beyond = at + size > rows
+            assert not beyond or tile.ragged
+            if beyond and (tile.copies == "plain" or at >= held):
+                # Moved back to the end of the instance, where it stays in the rows of its own block.
+                assert rows - size >= start
+            seen.append((at, min(at + size, rows)))
+    edges = [edge for piece in seen if piece[0] < piece[1] for edge in piece]
+    assert edges[0] == 0
+    assert edges[-1] == rows
+    assert edges[1:-1:2] == edges[2::2]
 
 
 def _covered(starts, width, size):
@@ -77,14 +123,18 @@ def _covered(starts, width, size):
 def test_no_tile_that_fits_is_ranked_before_it(call):
     view, itemsize, arrays, device = call
     tile = find_tile(view, itemsize, arrays, device)
-    if isinstance(tile, NoTile) or tile.reduces != "rows" or tile.row_bytes == 16:
+    if isinstance(tile, NoTile) or tile.reduces != "rows" or tile.row_bytes == 16 or tile.copies != "bulk":
         return
-    rank = (not is_full(tile, device), microseconds(tile, device))
     widths = [n // itemsize for n in (128, 64, 32) if view[2] % (n // itemsize) == 0]
-    for lanes, cluster in itertools.product(widths, (1, 2, 4, 8)):
-        other = tile_of_rows("rows", view, lanes, cluster, itemsize, arrays)
+    for lanes, parts in itertools.product(widths, (1, 2, 4, 8)):
+        other = tile_of_rows("rows", view, lanes, parts, itemsize, arrays)
         if other.shared_memory <= device.shared_memory and is_worth_meeting(other):
-            assert rank <= (not is_full(other, device), microseconds(other, device))
+            assert tile.meeting != "group"
+            assert rank(tile, device) <= rank(other, device)
+
+
+def rank(tile, device):
+    return not is_full(tile, device), microseconds(tile, device)
 
 
 @settings(max_examples=200, deadline=None)
@@ -97,7 +147,7 @@ def test_the_center_comes_from_a_sixteenth_at_least(call):
     of = tile.extent if tile.reduces == "lanes" else tile.block_rows
     first = tile.first_boxes * (tile.lanes if tile.reduces == "lanes" else tile.rows)
     assert 1 <= tile.first_boxes <= tile.boxes
-    assert first * 16 >= of
+    assert first * 16 >= of or tile.first_boxes == tile.boxes
 
 
 @pytest.mark.parametrize(("cluster", "per_sm", "resident"), [(1, 3, 396), (2, 1, 66), (4, 1, 31), (8, 1, 15)])
@@ -141,14 +191,39 @@ def test_less_shared_memory_means_larger_clusters():
 
 
 @pytest.mark.parametrize(
+    ("view", "itemsize", "arrays", "device", "how"),
+    [
+        # What no cluster holds, the whole device does.
+        ((1, 262144, 64), 4, 2, "H100", ("bulk", "group", 1.0)),
+        ((1, 884736, 32), 2, 1, "H100", ("bulk", "group", 1.0)),
+        # Nor does that: half of it, and the rest twice.
+        ((1, 884736, 32), 2, 2, "H100", ("bulk", "group", 0.49)),
+        ((2, 2097152, 32), 2, 1, "H100", ("bulk", "group", 0.43)),
+        ((8, 4096, 256), 4, 1, "A100", ("plain", "alone", 1.0)),
+        ((8, 4096, 256), 4, 2, "A100", ("plain", "group", 1.0)),
+        ((1, 262144, 64), 4, 2, "A100", ("plain", "group", 0.95)),
+        ((2048, 4096, 1), 4, 1, "L40S", ("plain", "alone", 1.0)),
+        # Rows that start anywhere.
+        ((1024, 225, 1), 4, 1, "H100", ("span", "alone", 1.0)),
+        ((256, 343, 1), 2, 2, "RTX 4090", ("span", "alone", 1.0)),
+        ((32, 49, 1), 4, 1, "A100", ("span", "alone", 1.0)),
+    ],
+)
+def test_ways(view, itemsize, arrays, device, how):
+    tile = find_tile(view, itemsize, arrays, DEVICES[device])
+    assert (tile.copies, tile.meeting, round(tile.share, 2)) == how
+
+
+@pytest.mark.parametrize(
     ("view", "itemsize", "arrays", "device", "reason"),
     [
-        ((8, 4096, 256), 4, 1, "A100", "needs compute capability 9.0 .* this is 8.0"),
         ((8, 4096, 256), 8, 1, "H100", "these have 8 bytes"),
-        ((8, 4096, 3), 4, 1, "H100", "the 3 channels take 12 bytes"),
-        ((24, 225, 1), 4, 1, "H100", "the 225 positions of an instance take 900 bytes"),
-        ((1, 65536, 64), 4, 2, "H100", "4 channels of a sample.* 2 arrays take 2097152 bytes.* has 1859584"),
-        ((1, 16_777_216, 1), 4, 1, "H100", "an instance of 16777216 positions and 1 array take"),
+        ((8, 4096, 3), 4, 1, "H100", ": 3 channels take 12 bytes"),
+        ((6, 225, 1), 4, 1, "H100", "4 of 225 positions do, and 4 does not divide the 6 instances"),
+        ((64, 65025, 1), 4, 1, "H100", "4 instances of 65025 positions and 1 array take 1040400 bytes"),
+        ((2, 2097152, 32), 2, 2, "A100", "16 channels of a sample.* 2 arrays take 134217728 bytes.* has 18026496"),
+        ((1, 67_108_864, 1), 4, 1, "H100", "an instance of 67108864 positions and 1 array take"),
+        ((2, 9, 32), 4, 1, "A100", "an instance of 9 positions is less than"),
         ((0, 4096, 64), 4, 1, "H100", "nothing to normalize"),
     ],
 )
@@ -157,3 +232,8 @@ def test_reasons(view, itemsize, arrays, device, reason):
     assert isinstance(none, NoTile)
     with pytest.raises(ValueError, match=reason):
         raise ValueError(str(none))
+
+
+def test_a_gpu_of_before_ampere():
+    none = find_tile((8, 4096, 256), 4, 1, Device((7, 5), 40, 64 * 1024))
+    assert "needs compute capability 8.0 .* this is 7.5".replace(".*", "(Ampere) or newer:") in none.reason

@@ -12,7 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm.gpu import copies, meeting
 from jaxnorm.gpu.copies import Chunk, Place, Ref
-from jaxnorm.gpu.tiling import REDUCTION_SCRATCH_BYTES, Tile
+from jaxnorm.gpu.tile import REDUCTION_SCRATCH_BYTES, Tile
 
 
 class Block:
@@ -27,8 +27,8 @@ class Block:
         self.tile, self.partials = tile, partials
         self.meeting = meeting.way(tile)(tile, scratch["meeting"])
         self.rank = self.meeting.rank
-        self.outer, self.index = lax.div(self.meeting.index, tile.blocks), lax.rem(self.meeting.index, tile.blocks)
-        place = Place(self.outer, self.index, self.rank)
+        self.index = lax.rem(self.meeting.index, tile.blocks)
+        place = Place(lax.div(self.meeting.index, tile.blocks), self.index, self.rank)
         self.copies = copies.way(tile)(tile, place, sources, targets, scratch["copies"])
         self.shape, self.layout = self.copies.shape, self.copies.layout
         self.copies.start()
@@ -37,7 +37,7 @@ class Block:
 
     def for_each_instance(self, body: Callable[[], None]) -> None:
         """Runs the body once, or where the block has several instances in turn, for each of them."""
-        body()
+        self.copies.for_each_instance(body)
         self.copies.finish()
 
     # Chunks.
@@ -103,13 +103,13 @@ class Block:
     def read_values(self, ref: Ref, *leading: Any) -> jax.Array:
         """The values per instance of this block from a (outer, *leading, positions) array."""
         if self.tile.reduces == "both":
-            value: jax.Array = ref[(self.outer, *leading, 0)]
+            value: jax.Array = ref[(self.copies.outer, *leading, 0)]
             return value
         return plgpu.load(self._values(ref, leading), layout=self._vector, optimized=False)
 
     def write_values(self, ref: Ref, value: jax.Array, *leading: Any) -> None:
         if self.tile.reduces == "both":
-            ref[(self.outer, *leading, 0)] = value
+            ref[(self.copies.outer, *leading, 0)] = value
         else:
             copies.store(self._values(ref, leading), value)
 
@@ -117,9 +117,9 @@ class Block:
         """One element of each instance, the same in all blocks that share it; x is the first source."""
         match self.tile.reduces:
             case "both":
-                first: jax.Array = x[self.outer, 0, 0]
+                first: jax.Array = x[self.copies.first]
             case "rows":
-                first = plgpu.load(x.at[self.outer, 0, self._lanes], layout=self._vector, optimized=False)
+                first = plgpu.load(x.at[self.copies.outer, 0, self._lanes], layout=self._vector, optimized=False)
             case "lanes":
                 # From shared memory, where the rows beyond the last instance exist too. The sum is of one number.
                 self._wait_for_all()
@@ -167,7 +167,7 @@ class Block:
         tile = self.tile
         if tile.reduces == "lanes":
             return jnp.float32(min(boxes * tile.lanes, tile.positions))
-        if tile.parts == 1 and rows >= tile.extent:
+        if tile.parts == 1 and rows >= min(tile.block_rows, tile.extent):
             return jnp.float32(tile.positions)
         there = jnp.clip(tile.extent - rank * tile.block_rows, 0, rows)
         return (there * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
@@ -190,7 +190,7 @@ class Block:
     def _values(self, ref: Ref, leading: tuple[Any, ...]) -> Ref:
         rows = self.tile.block_rows
         where = self._lanes if self.tile.reduces == "rows" else pl.ds(self.index * rows, rows)
-        return ref.at[(self.outer, *leading, where)]
+        return ref.at[(self.copies.outer, *leading, where)]
 
 
 def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, outputs: Any, dtype: Any) -> Any:
@@ -240,7 +240,13 @@ def values_from_kernel(tile: Tile, value: jax.Array, shape: tuple[int, ...]) -> 
 
 def values_shape(tile: Tile) -> tuple[int, int]:
     outer, _, lanes = tile.shape
-    return outer, {"rows": lanes, "both": 1, "lanes": tile.blocks * tile.block_rows}[tile.reduces]
+    match tile.reduces:
+        case "rows":
+            return outer, lanes
+        case "lanes":
+            return outer, tile.blocks * tile.block_rows
+        case "both":
+            return (outer if tile.span is None else tile.blocks * tile.span[0]), 1
 
 
 def values_type(tile: Tile, *leading: int) -> jax.ShapeDtypeStruct:

@@ -9,16 +9,19 @@ What a block does not hold (Tile.streamed) it reads from global memory each time
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu.utils import inline_ptx
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxnorm.gpu.tiling import Tile
+from jaxnorm.gpu.devices import interpreted
+from jaxnorm.gpu.tile import Tile
 
 # A reference to memory in a kernel.
 Ref = Any
@@ -65,6 +68,9 @@ class Copies(abc.ABC):
         self.tile, self.place = tile, place
         self.sources, self.targets, self.buffers = sources, targets, buffers
         self.shape, self.layout = (tile.chunk, tile.lanes), registers(tile.lanes)
+        # Which of the outer, and where the instance begins.
+        self.outer = place.outer
+        self.first: tuple[Any, ...] = (place.outer, 0, 0)
 
     @staticmethod
     @abc.abstractmethod
@@ -122,6 +128,10 @@ class Copies(abc.ABC):
         if tile.extent % tile.chunk == 0:
             return Chunk(None, None, pl.multiple_of(start, tile.chunk))
         return Chunk(None, None, jnp.minimum(start, tile.extent - tile.chunk), low=start)
+
+    def for_each_instance(self, body: Callable[[], None]) -> None:
+        """Runs the body once for all instances that are computed side by side."""
+        body()
 
     def chunks(self, box: Any) -> tuple[Any, Any]:
         """The first and the last but one of the chunks of a box."""
@@ -219,11 +229,188 @@ class Bulk(Copies):
         return self._rows(self._first_row(box), tile.rows)
 
 
-WAYS: dict[str, type[Copies]] = {"bulk": Bulk}
+class Plain(Copies):
+    """Into shared memory box by box; results go to global memory from registers.
+
+    Nothing here checks bounds. So a box that would reach beyond the end of the array is moved back to end there, and
+    what was seen before does not count in it.
+    """
+
+    def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
+        super().__init__(tile, place, sources, targets, scratch)
+
+    @staticmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        return [plgpu.SMEM((tile.boxes, tile.rows, tile.lanes), dtype)] * tile.arrays
+
+    def start(self) -> None:
+        pl.loop(0, self.tile.boxes)(self._through_registers)
+
+    def _through_registers(self, box: Any) -> None:
+        @pl.loop(0, self.tile.rows, step=self.tile.chunk)
+        def _(row: Any) -> None:
+            where = self._rows(self._first_row(box) + row, self.tile.chunk)
+            values = [plgpu.load(source.at[where], layout=self.layout, optimized=False) for source in self.sources]
+            for buffer, value in zip(self.buffers, values, strict=True):
+                store(buffer.at[box, pl.ds(row, self.tile.chunk)], value)
+
+    def wait(self, box: Any) -> None:
+        """Everything is there after start."""
+
+    def give_back(self, box: Any) -> None:
+        """Everything is there after write."""
+
+    def finish(self) -> None:
+        """Everything is there after write."""
+
+    def chunk(self, box: Any, row: Any) -> Chunk:
+        low = self._unmoved(box) if self.tile.ragged else None
+        return Chunk(box, row, self._first_row(box) + row, low=low)
+
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        self._store(number, chunk, values)
+
+    def _unmoved(self, box: Any) -> Any:
+        return self.place.rank * self.tile.block_rows + box * self.tile.rows
+
+    def _first_row(self, box: Any) -> Any:
+        return jnp.minimum(self._unmoved(box), self.tile.extent - self.tile.rows)
+
+
+class Span(Copies):
+    """Instances that follow each other in memory, one after the other: each has a part of the chunks that it begins in.
+
+    The span starts and ends at multiples of 16 bytes, which its instances do not.
+    """
+
+    def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
+        super().__init__(tile, place, sources, targets, scratch)
+        self.begin: Any = 0
+
+    @staticmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        return [plgpu.SMEM((tile.rows, tile.lanes), dtype)] * tile.arrays
+
+    def start(self) -> None:
+        self._through_registers(self.sources, self.buffers, into=True)
+
+    def wait(self, box: Any) -> None:
+        """Everything is there after start."""
+
+    def give_back(self, box: Any) -> None:
+        """The chunks at its ends belong to other instances too: everything goes back at last."""
+
+    def finish(self) -> None:
+        self._through_registers(self.targets, self.buffers, into=False)
+
+    def for_each_instance(self, body: Callable[[], None]) -> None:
+        instances, positions = self.tile.span or (0, 0)
+
+        @pl.loop(0, instances)
+        def _(instance: Any) -> None:
+            self.begin, self.outer = instance * positions, self.place.index * instances + instance
+            first = self.outer * positions
+            self.first = (0, lax.div(first, self.tile.lanes), lax.rem(first, self.tile.lanes))
+            body()
+
+    def chunks(self, box: Any) -> tuple[Any, Any]:
+        size = self.tile.chunk * self.tile.lanes
+        end = self.begin + self.tile.positions
+        return lax.div(self.begin, size), lax.div(end + (size - 1), size)
+
+    def chunk(self, box: Any, row: Any) -> Chunk:
+        return Chunk(box, row, row, low=self.begin, high=self.begin + self.tile.positions)
+
+    def read(self, number: int, chunk: Chunk) -> jax.Array:
+        # What is not finite in one instance must not get into the sums of the next.
+        return self.inside(self._held(number, chunk).astype(jnp.float32), chunk)
+
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        others, buffer = self._held(number, chunk), self.buffers[number]
+        own = jnp.where(self._counts(chunk), values.astype(buffer.dtype), others)
+        store(buffer.at[pl.ds(chunk.row, self.tile.chunk)], own)
+
+    def _held(self, number: int, chunk: Chunk) -> jax.Array:
+        where = self.buffers[number].at[pl.ds(chunk.row, self.tile.chunk)]
+        held: jax.Array = plgpu.load(where, layout=self.layout, optimized=False)
+        return held
+
+    def _positions(self, chunk: Chunk) -> jax.Array:
+        rows, lanes = (plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=self.layout) for axis in (0, 1))
+        index: jax.Array = (rows + chunk.start) * self.tile.lanes + lanes
+        return index
+
+    def _through_registers(self, arrays: Sequence[Ref], buffers: Sequence[Ref], *, into: bool) -> None:
+        """All rows of the span, the last ones twice where they are no whole chunk."""
+        rows, chunk = self.tile.block_rows, self.tile.chunk
+
+        @pl.loop(0, self.tile.rows, step=chunk)
+        def _(row: Any) -> None:
+            row = jnp.minimum(row, rows - chunk)
+            for array, buffer in zip(arrays, buffers, strict=False):
+                where = array.at[0, pl.ds(self.place.index * rows + row, chunk)]
+                held = buffer.at[pl.ds(row, chunk)]
+                source, target = (where, held) if into else (held, where)
+                store(target, plgpu.load(source, layout=self.layout, optimized=False))
+
+
+class Asynchronous(Plain):
+    """With cp.async: the boxes are on their way all at once, and counted as they come."""
+
+    @staticmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        # Tiles are how cp.async takes some lanes of an array; without, Mosaic takes the rows to be contiguous.
+        transforms = (plgpu.TilingTransform((8, tile.lanes)), plgpu.SwizzleTransform(tile.row_bytes))  # type: ignore[abstract]
+        return [plgpu.SMEM((tile.boxes, tile.rows, tile.lanes), dtype, transforms=transforms)] * tile.arrays
+
+    def start(self) -> None:
+        @pl.loop(0, self.tile.boxes)
+        def _(box: Any) -> None:
+            if not self.tile.ragged:
+                self._asynchronously(box)
+                return
+            # Mosaic's cp.async starts at multiples of 8 rows, which a box that is moved back does not.
+            whole = self._unmoved(box) + self.tile.rows <= self.tile.extent
+
+            @pl.when(whole)
+            def _() -> None:
+                self._asynchronously(box)
+
+            @pl.when(~whole)
+            def _() -> None:
+                self._through_registers(box)
+                # So that this box counts as much as others.
+                for _ in self.sources:
+                    _nothing_asynchronously()
+
+    def _asynchronously(self, box: Any) -> None:
+        where = self._rows(self._unmoved(box), self.tile.rows)
+        for source, buffer in zip(self.sources, self.buffers, strict=True):
+            mode = plgpu.OOBFillMode.PROMISE_IN_BOUNDS
+            plgpu.copy_gmem_to_smem(source.at[where], buffer.at[box], oob_mode=mode)
+
+    def wait(self, box: Any) -> None:
+        for known in range(self.tile.boxes):
+            # How many may still be on their way is part of the instruction.
+            later = (self.tile.boxes - 1 - known) * self.tile.arrays
+            pl.when(box == known)(functools.partial(plgpu.wait_gmem_to_smem, later))
+
+
+def _nothing_asynchronously() -> None:
+    @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
+    def commit(_: Any) -> None:
+        inline_ptx("cp.async.commit_group;", has_side_effects=True)
+
+    commit()
 
 
 def way(tile: Tile) -> type[Copies]:
-    return WAYS[tile.copies]
+    """The class for a tile."""
+    if tile.copies in ("bulk", "span"):
+        return Bulk if tile.copies == "bulk" else Span
+    # cp.async moves 16 bytes per thread, 4 warps side by side; the interpreter and JAX before 0.12 do not have it.
+    whole = tile.rows % 32 == 0 and tile.row_bytes > 16
+    return Asynchronous if whole and not interpreted() and hasattr(plgpu, "wait_gmem_to_smem") else Plain
 
 
 def registers(lanes: int) -> Any:

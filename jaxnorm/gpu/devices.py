@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-_HOPPER_SHARED = 227 * 1024  # per thread block, also of data center Blackwell
-_SMALL_BLACKWELL_SHARED = 99 * 1024  # compute capability 12.x
+# Of compute capability 8.0; of 9.0 and 10.x; of 8.6, 8.9 and 12.x.
+_AMPERE_SHARED, _HOPPER_SHARED, _SMALL_SHARED = 163 * 1024, 227 * 1024, 99 * 1024
 _GPCS = {132: (18, 18, 18, 16, 16, 16, 16, 14), 148: (20, 20, 18, 18, 18, 18, 18, 18)}
 # Per microsecond, by major compute capability.
 _BYTES_PER_SM = {8: 17e3, 9: 23e3, 10: 48e3, 12: 10e3}
@@ -47,22 +47,44 @@ class Device:
 
 
 DEVICES = {
-    "A100": Device((8, 0), 108, 163 * 1024),
-    "L4": Device((8, 9), 58, 99 * 1024),
-    "L40S": Device((8, 9), 142, 99 * 1024),
+    "A100": Device((8, 0), 108, _AMPERE_SHARED),
+    "A30": Device((8, 0), 56, _AMPERE_SHARED),
+    "A10": Device((8, 6), 72, _SMALL_SHARED),
+    "A40": Device((8, 6), 84, _SMALL_SHARED),
+    "RTX A6000": Device((8, 6), 84, _SMALL_SHARED),
+    "RTX 3080": Device((8, 6), 68, _SMALL_SHARED),
+    "RTX 3090": Device((8, 6), 82, _SMALL_SHARED),
+    "L4": Device((8, 9), 58, _SMALL_SHARED),
+    "L40": Device((8, 9), 142, _SMALL_SHARED),
+    "L40S": Device((8, 9), 142, _SMALL_SHARED),
+    "RTX 4080": Device((8, 9), 76, _SMALL_SHARED),
+    "RTX 4090": Device((8, 9), 128, _SMALL_SHARED),
+    "RTX 4090 D": Device((8, 9), 114, _SMALL_SHARED),
+    "RTX 6000 Ada": Device((8, 9), 142, _SMALL_SHARED),
     "H100": Device((9, 0), 132, _HOPPER_SHARED),
+    "H100 PCIe": Device((9, 0), 114, _HOPPER_SHARED),
     "H200": Device((9, 0), 132, _HOPPER_SHARED),
     "GH200": Device((9, 0), 132, _HOPPER_SHARED),
     "B200": Device((10, 0), 148, _HOPPER_SHARED),
     "GB200": Device((10, 0), 148, _HOPPER_SHARED),
-    "RTX 5090": Device((12, 0), 170, _SMALL_BLACKWELL_SHARED),
-    "RTX PRO 6000": Device((12, 0), 188, _SMALL_BLACKWELL_SHARED),
+    "RTX 5080": Device((12, 0), 84, _SMALL_SHARED),
+    "RTX 5090": Device((12, 0), 170, _SMALL_SHARED),
+    "RTX PRO 6000": Device((12, 0), 188, _SMALL_SHARED),
 }
 
 
 def shared_memory_of(compute_capability: tuple[int, int]) -> int:
     """Bytes of shared memory that one thread block can have, for devices the kernel runs on."""
-    return _SMALL_BLACKWELL_SHARED if compute_capability >= (12, 0) else _HOPPER_SHARED
+    if compute_capability == (8, 0):
+        return _AMPERE_SHARED
+    return _HOPPER_SHARED if (9, 0) <= compute_capability < (12, 0) else _SMALL_SHARED
+
+
+def interpreted() -> bool:
+    """Whether Pallas plays a GPU here on a CPU: inside plgpu.force_gpu_interpret_mode."""
+    from jax._src.config import pallas_tpu_interpret_mode_context_manager as mode
+
+    return mode.value is not None
 
 
 def target(x: jax.Array) -> Device | None:
@@ -74,11 +96,16 @@ def target(x: jax.Array) -> Device | None:
     abstract = jax.typeof(x).sharding.mesh.abstract_device
     if abstract is not None:
         return named(abstract.device_kind) if abstract.platform == "gpu" else None
-    if isinstance(x, jax.core.Tracer):
-        device = jax.config.jax_default_device or jax.devices()[0]
-        # The default device may be the name of a platform.
-        return facts(jax.devices(device)[0] if isinstance(device, str) else device)
-    return facts(next(iter(x.devices())))
+    return facts(current(x))
+
+
+def current(x: Any) -> Any:
+    """The device of JAX that x is on; the default one for what is on none, such as a jax.ShapeDtypeStruct."""
+    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+        return next(iter(x.devices()))
+    device = jax.config.jax_default_device or jax.devices()[0]
+    # The default device may be the name of a platform.
+    return jax.devices(device)[0] if isinstance(device, str) else device
 
 
 def facts(device: Any) -> Device | None:
@@ -92,5 +119,8 @@ def facts(device: Any) -> Device | None:
 
 def named(name: str) -> Device | None:
     """The device of a product name such as "H100" or "NVIDIA H100 80GB HBM3", if it is a known one."""
+    # Parts of a GPU, and the smaller ones of portable computers, which have fewer SMs than their names say.
+    if re.search(r"\b(MIG|Laptop|Max-Q)\b", name, re.IGNORECASE):
+        return None
     matches = [known for known in DEVICES if re.search(rf"\b{re.escape(known)}\b", name, re.IGNORECASE)]
     return DEVICES[max(matches, key=len)] if matches else None

@@ -15,12 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.mosaic.gpu.utils import inline_ptx
+from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import memref
 
-from jaxnorm.gpu.tiling import Tile
+from jaxnorm.gpu.devices import interpreted
+from jaxnorm.gpu.tile import Tile
 
 Values = tuple[jax.Array, ...]
+# Blocks of a group wait for each other as long as one of them needs to read and add up its part: milliseconds, or
+# seconds where a tool watches every access.
+_PATIENCE_NS = 20_000_000_000
 # More parts than these are read again, in a loop, whenever they are needed: unrolled they would not fit the registers.
 _UNROLLED = 8
 
@@ -52,28 +59,35 @@ def total(parts: Parts) -> Values:
     return parts.total(lambda _, *values: values)
 
 
-def merged_moments(parts: Parts, count: Callable[[Any], Any], positions: int, scale: Any) -> Values:
-    """The moments of an instance from those of its parts (Chan et al. 1983), around the center of the first.
+def merged_moments(
+    parts: Parts, count: Callable[[Any], Any], positions: int, scale: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Center, delta and variance of an instance from the moments of its parts (Chan et al. 1983).
 
     Args:
-      parts: of (center, delta, squares): the mean is center + delta, squares the sum of (scale * (x - mean))^2.
+      parts: of (center, delta, squares): the mean is center + delta / scale, and squares the sum of
+        (scale * (x - mean))^2. The center of the first part becomes that of the instance.
       count: the number of positions of a rank.
       positions: of the instance.
-      scale: of the squares.
+      scale: as above; of the variance its square.
     """
     if parts.number == 1:
-        return parts.first
+        center, delta, squares = parts.first
+        return center, delta, squares / positions
     center = parts.first[0]
 
     def mean(own: jax.Array, delta: jax.Array) -> jax.Array:
-        return (own - center) + delta
+        mean: jax.Array = scale * (own - center) + delta
+        return mean
 
+    weighted: jax.Array
     (weighted,) = parts.total(lambda rank, own, delta, _: (count(rank) * mean(own, delta),))
     merged = weighted / positions
     (squares,) = parts.total(
-        lambda rank, own, delta, squares: (squares + count(rank) * jnp.square(scale * (mean(own, delta) - merged)),)
+        lambda rank, own, delta, squares: (squares + count(rank) * jnp.square(mean(own, delta) - merged),)
     )
-    return center, merged, squares
+    variance: jax.Array = squares / positions
+    return center, merged, variance
 
 
 class Meeting(abc.ABC):
@@ -167,17 +181,93 @@ class Cluster(Meeting):
         _cluster_fence()
 
 
-WAYS: dict[str, type[Meeting]] = {"alone": Alone, "cluster": Cluster}
+class Group(Meeting):
+    """Blocks take their place in the order in which they start, from a counter that every block adds 1 to.
+
+    So a block never waits for one that cannot start: of the groups that are not complete, the first has all earlier
+    ones behind it, and all blocks that run and wait are its own; they are fewer than the device runs at once
+    (jaxnorm.gpu.tiling sees to that), so that there is room for the next one, which is in this group too.
+    """
+
+    def __init__(self, tile: Tile, scratch: Any) -> None:
+        super().__init__(tile, scratch)
+        groups = tile.thread_blocks // tile.parts
+        # XLA sets them to 0 before each launch.
+        counters = pl.get_global(plgpu.SemaphoreType.REGULAR((groups + 1,)))
+        ticket = _take_ticket(counters.at[pl.ds(groups, 1)], scratch)
+        self.index, self.rank = lax.div(ticket, tile.parts), lax.rem(ticket, tile.parts)
+        self.counter = counters.at[pl.ds(self.index, 1)]
+
+    @staticmethod
+    def scratch(tile: Tile) -> Any:
+        return plgpu.SMEM((1,), jnp.int32)
+
+    def meet(self) -> None:
+        _arrive_and_wait(self.counter, self.tile.parts)
 
 
 def way(tile: Tile) -> type[Meeting]:
-    return WAYS[tile.meeting]
+    """The class for a tile. The interpreter has no counters: there a group is a cluster, of whatever size."""
+    ways: dict[str, type[Meeting]] = {"alone": Alone, "cluster": Cluster, "group": Cluster if interpreted() else Group}
+    return ways[tile.meeting]
+
+
+def _take_ticket(counter: Any, slot: Any) -> Any:
+    """The value of the counter, the same for all threads of the block, after which it is one more."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))  # type: ignore[untyped-decorator]
+    def take(_: Any, counter: Any, slot: Any) -> None:
+        i32, one = ir.IntegerType.get_signless(32), "atom.relaxed.gpu.global.add.u32 $0, [$1], 1;"
+        with utils.single_thread(scope=utils.ThreadSubset.WARPGROUP):
+            ticket = utils.inline_ptx(one, utils.memref_ptr(counter), result_types=i32, has_side_effects=True)
+            memref.store(ticket, slot, [utils.c(0, ir.IndexType.get())])
+        utils.warpgroup_barrier()
+
+    take(counter, slot)
+    return slot[0]
+
+
+def _arrive_and_wait(counter: Any, parts: int) -> None:
+    """Adds 1 to the counter, and returns when it is at least `parts`.
+
+    One thread does it, with a release at first and an acquire at last; the barriers around it pass both on to all
+    threads. A block that never comes must not hang the GPU: after _PATIENCE_NS the kernel traps, and the launch fails.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))  # type: ignore[untyped-decorator]
+    def meet(_: Any, counter: Any) -> None:
+        utils.warpgroup_barrier()
+        with utils.single_thread(scope=utils.ThreadSubset.WARPGROUP):
+            utils.inline_ptx(
+                f"""{{
+                .reg .pred waiting, late;
+                .reg .u32 seen;
+                .reg .u64 start, now;
+                red.release.gpu.global.add.u32 [$0], 1;
+                mov.u64 start, %globaltimer;
+                again:
+                ld.relaxed.gpu.global.u32 seen, [$0];
+                setp.lt.u32 waiting, seen, {parts};
+                mov.u64 now, %globaltimer;
+                sub.u64 now, now, start;
+                setp.gt.u64 late, now, {_PATIENCE_NS};
+                and.pred late, late, waiting;
+                @late trap;
+                @waiting bra again;
+                fence.acq_rel.gpu;
+                }}""",
+                utils.memref_ptr(counter),
+                has_side_effects=True,
+            )
+        utils.warpgroup_barrier()
+
+    meet(counter)
 
 
 def _cluster_fence() -> None:
     @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
     def fence(_: Any) -> None:
         for instruction in ("arrive.release.aligned", "wait.acquire.aligned"):
-            inline_ptx(f"barrier.cluster.{instruction};", has_side_effects=True, convergent=True)
+            utils.inline_ptx(f"barrier.cluster.{instruction};", has_side_effects=True, convergent=True)
 
     fence()

@@ -5,15 +5,10 @@ what its bytes take at the bandwidth of the memory or of its fullest SM, plus pa
 numbers are rough, of an H100; benchmarks/throughput.py models what is left out here, on the compiled kernels.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 from jaxnorm.gpu.devices import Device
-
-if TYPE_CHECKING:
-    from jaxnorm.gpu.tiling import Tile
+from jaxnorm.gpu.tile import Tile
 
 # Registers let an SM run about this many blocks of 128 threads.
 _AT_ONCE = 4

@@ -82,8 +82,8 @@ def provisional_center(
     (total,) = over_positions(terms, (rows, mask), positions)
     own, count = positions.own_count(rows, where), positions.count(rows, where)
     center = positions.add_up(total / count / scale + first * (own / count))
-    # Where the sum overflows.
-    return jnp.where(jnp.isfinite(center), center, first)
+    # Where the sum overflows, a number that is the same on every device.
+    return jnp.where(jnp.isfinite(center), center, 0)
 
 
 def _first(array: jax.Array, positions: Positions) -> jax.Array:
