@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu bench bench-memory bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-memory bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -50,6 +50,9 @@ traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that
 
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json
+
+throughput: .venv/throughput ## count instructions on the machine code for H100 and B200, model what limits the kernel, in about 20 minutes
+	$(BIN)/python benchmarks/throughput.py $(call RESULTS,throughput) $(ARGS)
 
 bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
 	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
