@@ -5,6 +5,7 @@ python tests/aot_report.py H100 views 2x225x8,3x1008x1 float16 float32:residual
 python tests/aot_report.py H100 activations
 python tests/aot_report.py H100 transformations
 python tests/aot_report.py H100 mesh Auto
+python tests/aot_report.py "RTX 3090" blocks 0 4
 """
 
 import functools
@@ -16,6 +17,8 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import traffic
 from activations import ACTIVATIONS
 from aot import Compiler
 from hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
@@ -144,6 +147,27 @@ def report_mesh(axis_type):
             }
 
 
+def report_blocks(compiler, seed, count):
+    """What plain XLA's norm adds to the block of traffic.py, on channels-last shapes that are drawn: one dict each."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        dtype = str(rng.choice(["float32", "bfloat16", "float16"]))
+        # Odd numbers of channels are padded for the tensor cores in half precision, with or without a norm.
+        few = rng.random() < 0.4
+        channels = int(rng.integers(2, 15)) if few and dtype == "float32" else 8 * int(2 ** rng.uniform(0, 6))
+        spatial = [int(rng.integers(45, 300)) for _ in range(2)]
+        batch = max(1, int(2 ** rng.uniform(21, 26)) // (math.prod(spatial) * channels))
+        shape = (batch, *spatial, channels)
+        moved, temporary = traffic.count(compiler, traffic.ours("xla"), shape, dtype)
+        moved_without, temporary_without = traffic.count(compiler, None, shape, dtype)
+        yield {
+            "shape": shape,
+            "dtype": dtype,
+            "units": moved - moved_without,
+            "temporary": temporary - temporary_without,
+        }
+
+
 def kernel_view(text, name):
     """The shape of the first result of each call of the kernel."""
     shapes = (re.search(r"= \(?\w+\[([\d,]+)\]", line)[1] for line in kernel_lines(text, name))
@@ -168,11 +192,13 @@ def main(gpu, what, *options):
         for found in report_mesh(AxisType[options[0]]):
             print(json.dumps(found))
         return
-    compiler, device = Compiler(gpu), DEVICES[gpu]
-    if what == "transformations":
-        for found in report_transformations(compiler):
+    compiler = Compiler(gpu)
+    whole = {"transformations": report_transformations, "blocks": report_blocks}
+    if what in whole:
+        for found in whole[what](compiler, *map(int, options)):
             print(json.dumps(found))
         return
+    device = DEVICES[gpu]
     if what == "activations":
         for name, activation in ACTIVATIONS.items():
             for found in report_view(compiler, device, (8, 1024, 64), "float32", residual=True, activation=activation):

@@ -103,9 +103,8 @@ def check(arguments, activation="none", **options):
     xhat, _ = oracle.instance_norm(x, channel_axes=(2,))
     dz = want["residual"]
     scale = float(np.max(np.abs(gamma) / np.sqrt(oracle.moments(x, (2,))[1] + 1e-5)))
-    bound = tolerance.input_gradient(
-        dtype, positions, want["x"], scale=scale, dz=float(np.abs(dz).max()), xhat=float(np.abs(xhat).max())
-    )
+    sizes = {"scale": scale, "dz": float(np.abs(dz).max()), "xhat": float(np.abs(xhat).max())}
+    bound = tolerance.input_gradient(dtype, positions, want["x"], **sizes, keeps_dz=activation != "none")
     np.testing.assert_allclose(np.float64(gradients.x), want["x"], rtol=0, atol=bound)
     for name, terms in (("gamma", dz * xhat), ("beta", dz)):
         bound = tolerance.parameter_gradient(dtype, "float32", positions, float(np.abs(terms).sum(1).max()))
@@ -334,5 +333,6 @@ def test_without_its_barrier_the_exchange_races(monkeypatch):
     def forward(x, gamma, beta):
         return pallas_kernel.forward(x, gamma, beta, (), None, eps=1e-5, activation=None, tile=tile)
 
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RACE DETECTED"):
+    # JAX before 0.12 notes the race, and raises nothing.
+    with pytest.raises((jax.errors.JaxRuntimeError, AssertionError), match=r"RACE DETECTED|races_found"):
         run(forward, x, gamma, beta)

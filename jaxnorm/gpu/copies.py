@@ -53,7 +53,14 @@ class Chunk:
 
 
 class Copies(abc.ABC):
-    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish."""
+    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish.
+
+    Attributes:
+      has_barriers: whether what one thread writes and another or a copy reads passes through a barrier that stands
+        here; else the compiler puts two around every store.
+    """
+
+    has_barriers = False
 
     def __init__(
         self, tile: Tile, place: Place, sources: Sequence[Ref], targets: Sequence[Ref], buffers: Sequence[Ref]
@@ -101,6 +108,11 @@ class Copies(abc.ABC):
         else:
             where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
         return plgpu.load(where, layout=self.layout, optimized=False).astype(jnp.float32)
+
+    def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """Puts values where a chunk of a source is held."""
+        buffer = self.buffers[number]
+        store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
 
     def streamed(self) -> tuple[Any, Any]:
         """The first and the last but one of the chunks that are not held."""
@@ -159,6 +171,9 @@ class Copies(abc.ABC):
 class Bulk(Copies):
     """One copy and one barrier per box; beyond the end of the array zeros come, and what is stored there is dropped."""
 
+    # A chunk lies in the same registers each time, so a thread reads only what it wrote itself.
+    has_barriers = True
+
     def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
         super().__init__(tile, place, sources, targets, scratch["buffers"])
         self.loaded = scratch["loaded"]
@@ -187,7 +202,8 @@ class Bulk(Copies):
             plgpu.copy_smem_to_gmem(buffer.at[box], target.at[self._box(box)])
 
     def finish(self) -> None:
-        plgpu.wait_smem_to_gmem(0)
+        # Shared memory must be read before the block leaves; that the stores arrive, the end of the kernel waits for.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     def chunk(self, box: Any, row: Any) -> Chunk:
         tile = self.tile
@@ -199,9 +215,8 @@ class Bulk(Copies):
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
         if chunk.box is None:
             self._store(number, chunk, values)
-            return
-        buffer = self.buffers[number]
-        store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
+        else:
+            self.keep(number, chunk, values)
 
     def _first_row(self, box: Any) -> Any:
         return self.place.rank * self.tile.block_rows + box * self.tile.rows

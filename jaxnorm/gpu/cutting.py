@@ -43,7 +43,7 @@ def tile_of_rows(
     """For "rows" or "both", with bulk copies. A group has fewer parts than asked for where fewer do."""
     needed = -(-shape[1] // parts)
     chunk = _chunk(needed, lanes)
-    rows = min(_BOX_ROWS, _round_up(-(-needed // _BOXES), chunk))
+    rows = _box_rows(needed, chunk)
     boxes = -(-needed // rows)
     if meeting == "group":
         parts = -(-shape[1] // (rows * boxes))
@@ -137,6 +137,20 @@ def together_aligned(positions: int, itemsize: int) -> int:
 def _last_has(tile: Tile, rows: int) -> bool:
     """Whether the last block of an instance has that many rows at least, for copies that move back so many."""
     return tile.extent - (tile.parts - 1) * tile.block_rows >= rows
+
+
+def _box_rows(needed: int, chunk: int) -> int:
+    """Rows of a box: of four or more that reach little beyond the end, but of few.
+
+    Each box costs about an eighth of a chunk besides.
+    """
+    most = min(_BOX_ROWS, _round_up(-(-needed // _BOXES), chunk))
+
+    def cost(rows: int) -> int:
+        held = _round_up(needed, rows)
+        return held + held // rows * chunk // 8
+
+    return min(range(most, 0, -chunk), key=cost)
 
 
 def _chunk(rows: int, lanes: int) -> int:

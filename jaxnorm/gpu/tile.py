@@ -20,7 +20,9 @@ Copies = Literal["bulk", "plain", "span"]
 Meeting = Literal["alone", "cluster", "group"]
 
 # Sums across the warps of a thread block pass through this much shared memory.
-REDUCTION_SCRATCH_BYTES = 8 * 1024
+REDUCTION_SCRATCH_BYTES = 2 * 1024
+# Around the mean of that part of the numbers, the sum of squares is at most 1 + 16 times that around their own mean.
+_BOXES_PER_CENTER = 16
 # An mbarrier takes 8 bytes; buffers start at multiples of 1024 bytes.
 _BARRIER_BYTES = 8
 _BUFFER_ALIGNMENT = 1024
@@ -75,6 +77,12 @@ class Tile:
     def held_rows(self) -> int:
         """Rows of x that one thread block has in shared memory."""
         return self.rows if self.reduces == "lanes" else self.rows * self.boxes
+
+    @property
+    def first_boxes(self) -> int:
+        """Boxes whose mean is the center of the sums: a sixteenth of what the block works on, at least."""
+        of = self.boxes if self.reduces == "lanes" else -(-self.block_rows // self.rows)
+        return min(self.boxes, -(-of // _BOXES_PER_CENTER))
 
     @property
     def block_rows(self) -> int:

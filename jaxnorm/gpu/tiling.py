@@ -18,6 +18,7 @@ from jaxnorm.gpu.cutting import (
     widths,
 )
 from jaxnorm.gpu.devices import Device
+from jaxnorm.gpu.ranking import is_full, microseconds
 from jaxnorm.gpu.tile import Copies, Meeting, NoTile, Reduces, Tile
 
 # cp.async exists since Ampere; bulk copies, by the TMA unit, and clusters since Hopper.
@@ -43,8 +44,8 @@ _SMALL_INSTANCE_BYTES = 2 * 1024
 def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> Tile | NoTile:
     """The tile for one pass of the kernel, or the reason why there is none.
 
-    The order of preference: enough thread blocks to give every SM one, then wide rows, then small clusters. Where
-    nothing gives every SM a block, the most blocks. Groups only where no cluster can hold an instance.
+    The one that jaxnorm.gpu.ranking takes for the fastest, of those that let every SM run two blocks at once, if any.
+    Groups only where no cluster can hold an instance.
 
     Args:
       shape: (B, R, K), the canonical view.
@@ -66,7 +67,7 @@ def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: D
 def _worth(tile: Tile, device: Device) -> tuple[float, ...]:
     """What the best tile of a list has most of."""
     if tile.meeting != "group":
-        return (min(tile.thread_blocks, device.sm_count),)
+        return is_full(tile, device), -microseconds(tile, device)
     # Groups run as many at a time as the device has room for, and one SM has room for one block at least.
     groups = tile.thread_blocks // tile.parts
     rounds = -(-groups // (device.sm_count // tile.parts))
