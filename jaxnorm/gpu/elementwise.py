@@ -155,6 +155,11 @@ def first_uncovered(activation: Callable[..., jax.Array] | None, captures: int =
     return next((name for traced in traces for name in _uncovered(traced.jaxpr)), None)
 
 
+def primitives(traced: Traced) -> Iterator[str]:
+    """The names of what the traced function computes: one for each equation that is not an identity."""
+    return _names(traced.jaxpr)
+
+
 def evaluate(
     traced: Traced, *arguments: jax.Array, substitutes: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
 ) -> jax.Array:
@@ -190,6 +195,15 @@ def _uncovered(jaxpr: _Jaxpr) -> Iterator[str]:
             wide = next((out.aval.dtype.name for out in equation.outvars if out.aval.dtype.itemsize > 4), None)
             if wide is not None:
                 yield f"{name} to {wide}"
+
+
+def _names(jaxpr: _Jaxpr) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        inner = _inner(equation)
+        if inner is not None:
+            yield from _names(inner[0])
+        elif not _is_identity(equation):
+            yield equation.primitive.name
 
 
 def _is_identity(equation: _Equation) -> bool:

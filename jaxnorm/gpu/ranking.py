@@ -10,8 +10,8 @@ import math
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import Tile
 
-# Registers let an SM run about this many blocks of 128 threads.
-_AT_ONCE = 4
+# Registers let an SM run about 4 blocks with 16 elements of a chunk per thread, and 16 with 4.
+_ELEMENTS_AT_ONCE = 64
 # Of shared memory an SM sets this much aside for every thread block.
 _RESERVED = 1024
 # Microseconds of a block that does nothing: to start, fetch its first bytes, sum across its warps and end; and to meet.
@@ -25,8 +25,8 @@ _CYCLES = 1.7e3
 _INSTRUCTIONS = 12.0
 _THREADS = 128
 # Share of the bandwidth that is left with rows of so many bytes: DRAM gives out 64 at a time, and their neighbours are
-# read by another thread block, hopefully soon enough.
-_ROW_EFFICIENCY = {128: 1.0, 64: 0.97, 32: 0.9, 16: 0.5}
+# read by another thread block, hopefully soon enough. Guessed.
+_ROW_EFFICIENCY = {128: 1.0, 64: 0.97, 32: 0.9, 16: 0.75}
 
 
 def is_full(tile: Tile, device: Device) -> bool:
@@ -41,7 +41,7 @@ def microseconds(tile: Tile, device: Device, instructions: float = _INSTRUCTIONS
       tile, device: of one pass.
       instructions: of a thread per element, for all sweeps.
     """
-    at_once = min(_fitting(tile, device), _AT_ONCE)
+    at_once = max(1, min(_fitting(tile, device), _ELEMENTS_AT_ONCE * _THREADS // (tile.chunk * tile.lanes)))
     clusters, resident = tile.thread_blocks // tile.parts, device.resident(tile.parts, at_once)
     full, rest = divmod(clusters, resident)
     return full * _wave(tile, device, resident, instructions) + (
