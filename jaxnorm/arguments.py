@@ -25,7 +25,12 @@ def is_array(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """Its repr for a message: cut where it is long, and without the addresses of objects."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", _SHORT.repr(value))
+    return without_addresses(_SHORT.repr(value))
+
+
+def without_addresses(text: str) -> str:
+    """The text without the addresses of objects, <function f at 0x7f00aa>."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def check_input(x: Any) -> jax.Array:

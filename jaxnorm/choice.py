@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.arguments import Activation, Implementation
+from jaxnorm.arguments import Activation, Implementation, without_addresses
 from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device, interpreted
 from jaxnorm.gpu.tile import NoTile, Tile
@@ -119,7 +119,7 @@ def _lacking() -> NoTile | None:
             thread.submit(_trace_a_kernel).result()
     # Whatever is lacking: there still is plain JAX.
     except Exception as error:
-        cause = str(error).strip().partition("\n")[0]
+        cause = without_addresses(str(error).strip().partition("\n")[0])
         return NoTile(f"JAX {jax.__version__} does not trace it ({type(error).__name__}: {cause})")
     return None
 

@@ -1,5 +1,6 @@
 """Flax linen layers: they own the parameters and leave the rest to instance_norm."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -100,6 +101,11 @@ class InstanceNorm(nn.Module):
         shape = tuple(x.shape[axis] for axis in axes)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
+        if self.is_initializing():
+            # A module that the activation calls makes its parameters here: inside a trace, which the checks are, they
+            # would be tracers. What is wrong with an activation the checks say.
+            with contextlib.suppress(Exception):
+                self.activation(jnp.zeros(()))  # type: ignore[misc]
         running = self._running(shape)
         use_running = self._uses_running(use_running_average)
         y, moments = normalize(

@@ -96,7 +96,7 @@ def backward(
         (
             x.reshape(tile.shape),
             dy.reshape(tile.shape),
-            tuple(values_to_kernel(tile, value) for value in statistics),
+            tuple(values_to_kernel(tile, value) for value in statistics[:3]),
             values_to_kernel(tile, gamma),
             values_to_kernel(tile, beta),
             tuple(values_to_kernel(tile, value) for value in captures),

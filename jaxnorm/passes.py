@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 
 from jaxnorm import choice, reference, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
@@ -12,7 +14,7 @@ from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.layout import Layout, UnmergedLayout
 from jaxnorm.placement import vary_together
-from jaxnorm.sums import Positions
+from jaxnorm.sums import Platform, Positions
 
 
 class Operands(NamedTuple):
@@ -62,7 +64,12 @@ class Call:
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """Of an x of that shape."""
-        return (UnmergedLayout if self.split_by_jit else Layout)(shape, self.channel_axes, self.batch_axes)
+        return Layout(shape, self.channel_axes, self.batch_axes)
+
+    def plain_layout(self, shape: tuple[int, ...], platform: Platform) -> Layout:
+        """For plain XLA. A TPU tiles the last two axes: to merge axes is to copy x there."""
+        is_unmerged = self.split_by_jit or platform == "tpu"
+        return (UnmergedLayout if is_unmerged else Layout)(shape, self.channel_axes, self.batch_axes)
 
     def tiles(self, operands: Operands) -> tuple[Tile | NoTile, Tile | NoTile]:
         """Of the kernel, forward and backward."""
@@ -71,7 +78,7 @@ class Call:
             return needless, needless
         shape = operands.x.shape
         return choice.find_tiles(
-            Layout(shape, self.channel_axes, self.batch_axes).view_shape,
+            self.layout(shape).view_shape,
             operands.x.dtype,
             residual=operands.residual is not None,
             activation=self.activation,
@@ -83,21 +90,21 @@ class Call:
     def may_run_kernel(self, operands: Operands) -> bool:
         return self.implementation != "xla" and not all(isinstance(tile, NoTile) for tile in self.tiles(operands))
 
-    def positions(self, layout: Layout) -> Positions:
-        return Positions(layout.view_axes, self.axis_name, self.split_by_jit)
+    def positions(self, layout: Layout, platform: Platform) -> Positions:
+        return Positions(layout.view_axes, self.axis_name, self.split_by_jit, platform)
 
 
 def forward(call: Call, operands: Operands) -> tuple[jax.Array, xla.Statistics]:
     """y, and the statistics for the backward pass, per instance."""
-    layout = call.layout(operands.x.shape)
-    y, statistics = choice.run(
-        call.tiles(operands)[0],
-        functools.partial(_kernel_forward, eps=call.eps, activation=call.activation),
-        functools.partial(xla.forward, eps=call.eps, activation=call.activation, positions=call.positions(layout)),
-        *_to_views(layout, operands),
-        implementation=call.implementation,
-    )
-    return layout.from_view(y), xla.Statistics(*map(layout.instances_from_view, statistics))
+
+    def in_layout(layout: Layout, implementation: Callable[..., Any], *operands: Any) -> Any:
+        y, statistics = implementation(*_to_views(layout, Operands(*operands)))
+        return layout.from_view(y), jax.tree.map(layout.instances_from_view, statistics)
+
+    options = {"eps": call.eps, "activation": call.activation}
+    passed: tuple[jax.Array, xla.Statistics]
+    passed = _run(call, 0, in_layout, _kernel_forward, xla.forward, options, *operands)
+    return passed
 
 
 def backward(call: Call, operands: Operands, statistics: xla.Statistics, dy: jax.Array) -> xla.Gradients:
@@ -109,23 +116,71 @@ def backward(call: Call, operands: Operands, statistics: xla.Statistics, dy: jax
       statistics: of forward.
       dy: like x.
     """
-    layout = call.layout(operands.x.shape)
-    gradients = choice.run(
-        call.tiles(operands)[1],
-        functools.partial(_kernel_backward, activation=call.activation),
-        functools.partial(xla.backward, activation=call.activation, positions=call.positions(layout)),
-        *_to_views(layout, operands),
-        xla.Statistics(*map(layout.instances_to_view, statistics)),
-        layout.to_view(dy),
-        implementation=call.implementation,
-    )
-    return xla.Gradients(
-        layout.from_view(gradients.x),
-        layout.instances_from_view(gradients.gamma),
-        layout.instances_from_view(gradients.beta),
-        tuple(map(layout.instances_from_view, gradients.captures)),
-        None if gradients.residual is None else layout.from_view(gradients.residual),
-    )
+
+    def in_layout(layout: Layout, implementation: Callable[..., Any], *arguments: Any) -> xla.Gradients:
+        *operands, statistics, dy = arguments
+        gradients = implementation(
+            *_to_views(layout, Operands(*operands)),
+            jax.tree.map(layout.instances_to_view, statistics),
+            layout.to_view(dy),
+        )
+        return xla.Gradients(
+            layout.from_view(gradients.x),
+            layout.instances_from_view(gradients.gamma),
+            layout.instances_from_view(gradients.beta),
+            tuple(map(layout.instances_from_view, gradients.captures)),
+            None if gradients.residual is None else layout.from_view(gradients.residual),
+        )
+
+    options = {"activation": call.activation}
+    gradients: xla.Gradients
+    gradients = _run(call, 1, in_layout, _kernel_backward, xla.backward, options, *operands, statistics, dy)
+    return gradients
+
+
+def _run(
+    call: Call,
+    index: int,
+    in_layout: Callable[..., Any],
+    of_kernel: Callable[..., Any],
+    of_xla: Callable[..., Any],
+    options: dict[str, Any],
+    *arguments: Any,
+) -> Any:
+    """A pass by the implementation that was chosen.
+
+    Args:
+      call: the static half.
+      index: of the tile of the pass.
+      in_layout: takes a layout, an implementation of the pass on its views, and the arguments.
+      of_kernel, of_xla: the implementations, with the options.
+      arguments: operands, and what the pass takes besides, N-d.
+    """
+    operands = Operands(*arguments[: len(Operands._fields)])
+    shape = operands.x.shape
+
+    def kernel(*arguments: Any, tile: Tile) -> Any:
+        return in_layout(call.layout(shape), functools.partial(of_kernel, **options, tile=tile), *arguments)
+
+    def plain(platform: Platform, *arguments: Any) -> Any:
+        layout = call.plain_layout(shape, platform)
+        positions = call.positions(layout, platform)
+        return in_layout(layout, functools.partial(of_xla, **options, positions=positions), *arguments)
+
+    def on_any_platform(*arguments: Any) -> Any:
+        if call.split_by_jit:
+            return plain("tpu", *arguments)
+        on_gpu = functools.partial(plain, "gpu")
+        return lax.platform_dependent(
+            *arguments,
+            cpu=functools.partial(plain, "cpu"),
+            cuda=on_gpu,
+            rocm=on_gpu,
+            default=functools.partial(plain, "tpu"),
+        )
+
+    tile = call.tiles(operands)[index]
+    return choice.run(tile, kernel, on_any_platform, *arguments, implementation=call.implementation)
 
 
 def plain_forward(call: Call, operands: Operands) -> jax.Array:

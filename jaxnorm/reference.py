@@ -51,6 +51,10 @@ def _moments(
         values = jnp.sum(values, axis=axes, keepdims=True, where=where)
         return values if axis_name is None else lax.psum(values, axis_name, axis_index_groups=axis_index_groups)
 
+    def largest(values: jax.Array) -> jax.Array:
+        values = jnp.max(jnp.abs(values), axis=axes, keepdims=True, where=where, initial=0)
+        return values if axis_name is None else lax.pmax(values, axis_name, axis_index_groups=axis_index_groups)
+
     x = x.astype(statistics_dtype(x.dtype))
     count = (
         total(jnp.ones_like(x)) if where is not None or axis_name is not None else math.prod(x.shape[a] for a in axes)
@@ -58,7 +62,7 @@ def _moments(
     # y does not depend on the center in exact arithmetic, so neither do its derivatives. Divided before they are
     # added: the sum of large numbers would overflow.
     center = lax.stop_gradient(total(x / count))
-    scale = scaling.of(center)
+    scale = scaling.of_deviation(largest(lax.stop_gradient(x) / 2 - center / 2))
     deviation = x * scale - center * scale
     delta = total(deviation) / count
     deviation = deviation - delta
@@ -102,7 +106,9 @@ def normalize(
         x = jnp.where(broken, 0, x)
     if given is None:
         center, scale, delta, variance = _moments(x, axes, where, axis_name, axis_index_groups)
-        rstd = scaling.rstd_of(variance, scale, eps)
+        variance = variance + (eps * scale) * scale
+        # A constant instance of large numbers, beside which eps vanishes, is normalized to 0 by any rstd.
+        rstd = lax.rsqrt(jnp.where(variance < jnp.finfo(x.dtype).tiny, 1, variance))
         z = ((x * scale - center * scale) - delta) * rstd
         delta, rstd = delta / scale, rstd * scale
     else:

@@ -5,11 +5,40 @@ import os
 # Read when JAX starts: the GPU interpreter runs the thread blocks of a cluster as threads that wait for each other.
 os.environ.setdefault("PJRT_NPROC", "16")
 
+import hashlib
+import itertools
 import subprocess
 import sys
 
 import jax
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--draw", type=int, metavar="N", help="run N tests of every file, drawn by chance")
+    parser.addoption("--seed", type=int, default=0, help="of the draw")
+
+
+def pytest_report_header(config):
+    draw, seed = config.getoption("draw"), config.getoption("seed")
+    return f"jax {jax.__version__}" + (f", {draw} tests of every file, seed {seed}" if draw else "")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """The draw, out of what markers and keywords have selected."""
+    draw, seed = config.getoption("draw"), config.getoption("seed")
+    if not draw:
+        return
+
+    def rank(item):
+        # Only of the test and the seed: the same in all processes, whatever else is collected.
+        return hashlib.sha256(f"{seed} {item.nodeid}".encode()).digest()
+
+    files = itertools.groupby(sorted(items, key=lambda item: str(item.path)), lambda item: item.path)
+    drawn = {item.nodeid for _, found in files for item in sorted(found, key=rank)[:draw]}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in drawn])
+    items[:] = [item for item in items if item.nodeid in drawn]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 import jaxnorm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("interpreter")]
+pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(300), pytest.mark.usefixtures("interpreter")]
 
 norm = functools.partial(jaxnorm.instance_norm, channel_axis=-1, implementation="pallas")
 

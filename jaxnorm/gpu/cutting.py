@@ -87,7 +87,7 @@ def tile_held_in_part(
     room = (device.shared_memory - empty.shared_memory) // arrays // empty.row_bytes
     chunk = _chunk(min(needed, max(room // _BOXES, 1)), lanes)
     most = _BOX_ROWS if copies == "bulk" else room
-    sizes = {min(room // boxes // chunk * chunk, most) for boxes in range(_BOXES, 2 * _BOXES)} - {0}
+    sizes = {min(max(room // boxes // chunk, 1) * chunk, most) for boxes in range(_BOXES, 2 * _BOXES)}
     fitting = [
         dataclasses.replace(empty, rows=rows, boxes=boxes, chunk=chunk)
         for rows in sizes

@@ -32,7 +32,7 @@ _PLAIN = frozenset(
 # They change shapes, of which a scalar has only one, or shardings, which a kernel does not have.
 _IDENTITIES = frozenset(
     [
-        *("broadcast_in_dim", "copy", "copy_p", "optimization_barrier", "reshape", "squeeze"),
+        *("broadcast_in_dim", "copy", "copy_p", "optimization_barrier", "reshape", "squeeze", "stop_gradient"),
         *("mesh_cast", "pcast", "pvary", "reshard", "sharding_constraint"),
     ]
 )

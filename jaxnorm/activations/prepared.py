@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 import sys
 from collections.abc import Callable, Collection, Hashable
 from typing import Any
@@ -12,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm import comparable, positionwise, replay
-from jaxnorm.arguments import Activation
+from jaxnorm.activations import comparable, positionwise, replay
+from jaxnorm.arguments import Activation, shown, without_addresses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +45,7 @@ def prepare(activation: Any, dtype: Any, varying: Collection[Any] = ()) -> Prepa
         return Prepared(None)
     if not callable(activation):
         raise TypeError(
-            f"activation must be None or an elementwise function: got {type(activation).__name__} "
-            f"{_without_addresses(repr(activation))}. "
+            f"activation must be None or an elementwise function: got {type(activation).__name__} {shown(activation)}. "
             "Pass the function itself, for example jax.nn.relu."
         )
     if not comparable.is_hashable(activation):
@@ -122,7 +120,7 @@ def _trace(activation: Activation, shape: tuple[int, ...], dtype: Any, varying: 
     try:
         traced = jax.make_jaxpr(anew)(jax.ShapeDtypeStruct(shape, dtype))
     except Exception as error:
-        cause = _without_addresses(str(error).strip().partition("\n")[0])
+        cause = without_addresses(str(error).strip().partition("\n")[0])
         raise ValueError(
             f"{rule} failed on {what} ({cause}). Write it with functions of jax.numpy, or apply it after the norm."
         ) from error
@@ -141,10 +139,6 @@ def _name(activation: Any) -> str:
     return getattr(activation, "__qualname__", None) or type(activation).__qualname__
 
 
-def _without_addresses(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
-
-
 def _check_captures(activation: Activation, traced: Any) -> None:
     for value in traced.consts:
         if not isinstance(value, jax.Array):
@@ -157,8 +151,8 @@ def _check_captures(activation: Activation, traced: Any) -> None:
             )
         if not value.shape and not _is_real(value.dtype):
             raise ValueError(
-                f"What an activation closes over must be real numbers: {got}. Compute with it outside, or apply the "
-                "activation after the norm."
+                f"What an activation closes over must be real numbers: {got}. Compute with it outside, and make "
+                "a module of Flax outside too, or apply the activation after the norm."
             )
 
 
