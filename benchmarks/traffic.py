@@ -42,7 +42,7 @@ def ours(implementation):
 NORMS = {
     "flax.linen.InstanceNorm": flax_norm,
     "jaxnorm, xla": ours("xla"),
-    "jaxnorm, kernel": ours(None),
+    "jaxnorm, kernel": ours("pallas"),
 }
 
 
