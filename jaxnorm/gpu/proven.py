@@ -1,8 +1,8 @@
 """Where the kernel has been seen to be right: what implementation=None may take by itself.
 
-A wrong barrier hangs a GPU, or spoils a number in a million, and neither an interpreter nor a compiler sees that. So the
-kernel is taken by name alone until `python -m jaxnorm selfcheck` has found it right on that kind of GPU, with that way
-of copying and of meeting. docs/gpu.md says how to add an entry.
+A wrong barrier hangs a GPU, or spoils a number in a million, and neither an interpreter nor a compiler sees that. So
+the kernel is taken by name alone until `python -m jaxnorm selfcheck` has found it right on that kind of GPU, with that
+way of copying and of meeting. docs/gpu.md says how to add an entry.
 """
 
 from typing import NamedTuple
