@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu bench bench-memory bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu bench bench-random bench-networks bench-memory bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -53,6 +53,12 @@ RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).j
 
 bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
 	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
+
+bench-random: .venv/bench ## time relu(norm(x)) beside Flax on shapes that chance picks; ARGS="--seed 7"
+	$(BIN)/python benchmarks/random_shapes.py $(call RESULTS,random) $(ARGS)
+
+bench-networks: .venv/bench ## what the norms of small networks cost in a training step, and to compile, beside Flax
+	$(BIN)/python benchmarks/networks.py $(call RESULTS,networks) $(ARGS)
 
 bench-memory: .venv/bench .venv/aot ## peak memory of a training step of a U-Net
 	$(BIN)/python benchmarks/memory.py $(call RESULTS,memory) $(ARGS)
