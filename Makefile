@@ -39,7 +39,7 @@ lint: .venv/test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-accuracy: .venv/demo ## print the error against float64 beside Flax's
+accuracy: .venv/bench ## print the error against float64 beside Flax's
 	$(BIN)/python benchmarks/accuracy.py
 
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from aot import Compiler
 from hlo import Operation, operations
+from report import table
 from rich.progress import track
 
 from jaxnorm import instance_norm
@@ -82,10 +83,8 @@ def main() -> None:
         for norm in NORMS.values():
             moved, temporary = count(compiler, norm, shape, dtype)
             cells.append(f"{moved - without[0]:.1f} / {temporary - without[1]:+.1f}")
-        rows.append(f"| {shape} {dtype} | " + " | ".join(cells) + " |")
-    print("| units moved / temporary memory | " + " | ".join(NORMS) + " |")
-    print("|---|" + "---|" * len(NORMS))
-    print("\n".join(rows))
+        rows.append([f"{shape} {dtype}", *cells])
+    print(table(["units moved / temporary memory", *NORMS], rows))
 
 
 if __name__ == "__main__":
