@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.arguments import Activation, Implementation, without_addresses
+from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device, interpreted
 from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.gpu.tiling import find_tile, tile_of_rows
+from jaxnorm.gpu.tiling import find_tile
 
 
 def find_tiles(

@@ -165,14 +165,14 @@ def _exact(case: Case, x: Any, gamma: Any, dy: Any) -> tuple[dict[str, np.ndarra
     dx = gamma * rstd * (dz - (dbeta + xhat * dgamma) / case.positions)
     want = {"y": y, "dx": dx, "dgamma": dgamma.sum(0).reshape(-1)}
     # Roundings of sums of M numbers in blocks, of the variance around a provisional center, of a few operations; the
-    # result is rounded once more to the dtype of x.
+    # result is rounded once more to the dtype of x, and so is what the kernel keeps of dz.
     arithmetic = (21 + math.log2(case.positions)) * 2.0**-24
     rounding = float(jnp.finfo(case.dtype).eps) / 2
     terms = float(np.abs(dz * xhat).sum(axes).sum(0).max())
     return want, {
         "y": arithmetic * float(np.abs(xhat * gamma).max()) + rounding,
         "dx": 2 * arithmetic * float((gamma * rstd).max() * np.abs(dy).max() * (2 + np.abs(xhat).max()))
-        + rounding * float(np.abs(dx).max()),
+        + rounding * float(np.abs(dx).max() + (gamma * rstd).max() * np.abs(dz).max()),
         "dgamma": 2 * arithmetic * terms * 2,
     }
 

@@ -1,0 +1,56 @@
+"""Which of several tiles is the fastest: an estimate to rank them by. It is not a time.
+
+Thread blocks run in waves, as many at once as the SMs have room for. A wave takes what its blocks must wait for, plus
+what its bytes take at the bandwidth of the memory or of its fullest SM, plus part of what its arithmetic takes. The
+numbers are rough, of an H100; benchmarks/throughput.py models what is left out here, on the compiled kernels.
+"""
+
+import math
+
+from jaxnorm.gpu.devices import Device
+from jaxnorm.gpu.tile import Tile
+
+# Registers let an SM run about this many blocks of 128 threads.
+_AT_ONCE = 4
+# Of shared memory an SM sets this much aside for every thread block.
+_RESERVED = 1024
+# Microseconds of a block that does nothing: to start, fetch its first bytes, sum across its warps and end; and to meet.
+_START, _MEETING = 2.0, 0.8
+# Bytes that one SM moves in a microsecond: 64 per cycle.
+_SM_BYTES = 110e3
+# Microseconds per element of a thread for all sweeps: of one block alone, and of each of several that fill each other's
+# gaps. Half of it is hidden behind the copies.
+_ALONE, _SHARED, _EXPOSED = 0.01, 0.0025, 0.5
+_THREADS = 128
+# Share of the bandwidth that is left with rows of so many bytes: DRAM gives out 64 at a time, and their neighbours are
+# read by another thread block, hopefully soon enough.
+_ROW_EFFICIENCY = {128: 1.0, 64: 0.97, 32: 0.9, 16: 0.5}
+
+
+def is_full(tile: Tile, device: Device) -> bool:
+    """Whether SMs run two blocks at once, so that one moves while the other computes, or have too few for that."""
+    return _fitting(tile, device) >= 2 or tile.thread_blocks < 2 * device.sm_count
+
+
+def microseconds(tile: Tile, device: Device) -> float:
+    """The estimate."""
+    at_once = min(_fitting(tile, device), _AT_ONCE)
+    clusters, resident = tile.thread_blocks // tile.parts, device.resident(tile.parts, at_once)
+    full, rest = divmod(clusters, resident)
+    return full * _wave(tile, device, resident) + (_wave(tile, device, rest) if rest else 0.0)
+
+
+def _wave(tile: Tile, device: Device, clusters: int) -> float:
+    blocks = clusters * tile.parts
+    on_fullest = math.ceil(blocks / device.sm_count)
+    elements = tile.block_rows * tile.lanes if tile.reduces != "lanes" else tile.rows * tile.extent
+    moved = elements * tile.itemsize * (tile.arrays + 1)
+    memory = blocks * moved / (device.bandwidth * _ROW_EFFICIENCY[tile.row_bytes])
+    compute = elements / _THREADS * max(_ALONE, _SHARED * on_fullest)
+    waiting = _START + (_MEETING if tile.parts > 1 else 0.0)
+    return waiting + max(memory, on_fullest * moved / _SM_BYTES) + _EXPOSED * compute
+
+
+def _fitting(tile: Tile, device: Device) -> int:
+    """Thread blocks whose shared memory an SM has."""
+    return (device.shared_memory + _RESERVED) // (tile.shared_memory + _RESERVED)
