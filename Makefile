@@ -42,8 +42,8 @@ lint: .venv/test ## ruff and mypy
 accuracy: .venv/demo ## print the error against float64 beside Flax's
 	$(BIN)/python benchmarks/accuracy.py
 
-traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's
-	$(BIN)/python benchmarks/traffic.py
+traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
+	$(BIN)/python benchmarks/traffic.py --markdown benchmarks/results/traffic.md $(ARGS)
 
 traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that are drawn; ARGS="--seed 1 --shapes 8"
 	$(BIN)/python benchmarks/traffic_tpu.py $(ARGS)

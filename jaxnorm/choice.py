@@ -52,7 +52,8 @@ def find_tiles(
     forward, backward = (find_tile(view, itemsize, number, device) for number in arrays)
     if implementation == "pallas":
         return forward, backward
-    return _unless_by_name(forward), _unless_by_name(backward)
+    by_itself = functools.partial(_by_itself, activation=activation, captures=captures, device=device)
+    return by_itself(forward, name="forward"), by_itself(backward, name="backward")
 
 
 def interpreted_device() -> Device | None:
@@ -89,10 +90,19 @@ def run(
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
 
 
-def _unless_by_name(tile: Tile | NoTile) -> Tile | NoTile:
-    """What nobody has seen run on a GPU may hang it, where blocks wait for others: that must be asked for."""
-    if isinstance(tile, NoTile) or (tile.copies == "bulk" and tile.meeting != "group"):
+def _by_itself(
+    tile: Tile | NoTile, *, activation: Activation | None, captures: int, device: Device, name: str
+) -> Tile | NoTile:
+    """What nobody has seen run on a GPU may hang it, where blocks wait for others: that must be asked for.
+
+    And so must a kernel that is estimated to be much slower than plain XLA.
+    """
+    if isinstance(tile, NoTile):
         return tile
+    if tile.copies == "bulk" and tile.meeting != "group":
+        from jaxnorm.gpu.worth import unless_slower
+
+        return unless_slower(tile, device, activation, captures, name)
     what = "whose blocks meet in global memory" if tile.meeting == "group" else f"with {tile.copies} copies"
     return NoTile(f"a kernel {what} has not run on a GPU yet: it is taken by name, implementation='pallas'")
 

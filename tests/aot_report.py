@@ -96,7 +96,7 @@ def report_transformations(compiler):
     x = jax.ShapeDtypeStruct((3, 2, 32, 32, 64), "float32")
     parameter = jax.ShapeDtypeStruct((3, 64), "float32")
     one = tuple(jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for value in (x, parameter, parameter))
-    norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.silu)
+    norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.silu, implementation="pallas")
 
     def loss(*given):
         return jnp.sum(jnp.sin(norm(*given)))
@@ -124,20 +124,21 @@ def report_transformations(compiler):
 def report_mesh(axis_type):
     """A training step's norm on 8 GPUs, in units of the part of one: one dict for each placement of x."""
     compiler = Compiler("H100", {"data": 2, "space": 4}, axis_type)
-    norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.relu)
 
-    def gradients(dy, *given):
+    def gradients(implementation, dy, *given):
+        norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.relu, implementation=implementation)
         y, pullback = jax.vjp(norm, *given)
         return y, pullback(dy)
 
-    for name, shape, spec in (
-        ("batch", (16, 64, 64, 256), (("data", "space"),)),
-        ("batch and channels", (8, 64, 64, 256), ("data", None, None, "space")),
-        ("batch and space", (2, 128, 64, 64, 32), ("data", "space")),
+    for name, shape, spec, implementation in (
+        ("batch", (16, 64, 64, 256), (("data", "space"),), None),
+        ("batch and channels", (8, 64, 64, 256), ("data", None, None, "space"), None),
+        ("batch of large maps", (8, 512, 512, 64), (("data", "space"),), "pallas"),
+        ("batch and space", (2, 128, 64, 64, 32), ("data", "space"), None),
     ):
         for dtype in ("float32", "bfloat16"):
             x, parameter = compiler.array(shape, dtype, *spec), compiler.array(shape[-1:], "float32")
-            text, _ = compiler.compile(gradients, x, x, parameter, parameter)
+            text, _ = compiler.compile(functools.partial(gradients, implementation), x, x, parameter, parameter)
             yield {
                 "placement": name,
                 "views": [kernel_view(text, kernel) for kernel in KERNELS],

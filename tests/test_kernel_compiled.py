@@ -160,10 +160,11 @@ def test_x64_compiles_to_the_same(arguments):
     assert reports("H100", *arguments, JAX_ENABLE_X64="1") == reports("H100", *arguments, JAX_ENABLE_X64="0")
 
 
-def test_transformations_launch_as_few_kernels():
+@pytest.mark.parametrize("gpu", ["H100", "A100"])
+def test_transformations_launch_as_few_kernels(gpu):
     """Forward and backward launches: vmap is one, a scan one in its loop."""
     forward, both = [1, 0], [1, 1]
-    assert {found["transformation"]: found["launches"] for found in reports("H100", "transformations")} == {
+    assert {found["transformation"]: found["launches"] for found in reports(gpu, "transformations")} == {
         "vmap": forward,
         "vmap of x alone": forward,
         "vmap of gamma alone": forward,
@@ -183,8 +184,11 @@ def test_transformations_launch_as_few_kernels():
 def test_on_eight_gpus_every_one_runs_the_kernel_on_its_part(axes):
     """Compiled for 8 H100s: what travels is dgamma and dbeta, or sums per instance where space is divided."""
     views = {"batch": [[2, 4096, 256]], "batch and channels": [[4, 4096, 64]], "batch and space": []}
+    # Groups that meet in global memory, each on its device.
+    views["batch of large maps"] = [[1, 512 * 512, 64]]
     # Bytes of gamma's gradient on one device; and of the values of its instances, in float32.
     parameter = {"batch": 256 * 4, "batch and channels": 64 * 4, "batch and space": 32 * 4}
+    parameter["batch of large maps"] = 64 * 4
     for found in reports("H100", "mesh", axes):
         name = found["placement"]
         assert found["views"] == [views[name]] * 2, found

@@ -22,7 +22,7 @@ from jaxnorm.gpu.tiling import find_tile
 pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(180)]
 
 # float32 rows of 32 bytes for channels-last; channels-first in rows of 64 bytes, and small instances.
-LAST, FIRST, SMALL = (2, 225, 8), (3, 1008, 1), (18, 196, 1)
+LAST, FIRST, SMALL, SPAN = (2, 225, 8), (3, 1008, 1), (18, 196, 1), (8, 77, 1)
 
 
 def tiles(view, dtype, residual, how="bulk", parts=None):
@@ -212,7 +212,9 @@ def test_offsets(view, cluster, offset):
     np.testing.assert_allclose(gradients.x, dx64, rtol=0, atol=1e-5 * np.abs(dx64).max())
 
 
-@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (LAST, 2), (FIRST, None), (FIRST, 2), (SMALL, None)])
+@pytest.mark.parametrize(
+    ("view", "cluster"), [(LAST, None), (LAST, 2), (FIRST, None), (FIRST, 2), (SMALL, None), (SPAN, None)]
+)
 def test_constant_instances(view, cluster):
     """Exactly beta, whatever the constant; finite gradients."""
     _, gamma, beta, _, dy = data(view, "float32")
@@ -227,7 +229,7 @@ def test_constant_instances(view, cluster):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("view", [LAST, FIRST, SMALL], ids=["last", "first", "small"])
+@pytest.mark.parametrize("view", [LAST, FIRST, SMALL, SPAN], ids=["last", "first", "small", "span"])
 def test_nan_stays_in_its_instance(view, bad):
     x, gamma, beta, _, dy = data(view, "float32")
     clean = forward_and_backward((x, gamma, beta, None, dy))
@@ -264,7 +266,7 @@ def test_without_the_store_of_newer_jax(view, monkeypatch):
     check(data(view, "float32", residual=True), "relu")
 
 
-@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (LAST, 2)])
+@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (SPAN, None), (LAST, 2)])
 def test_captures(view, cluster):
     """A learned slope and offset: their gradients per instance, against JAX's in float64."""
 
@@ -292,7 +294,7 @@ def test_captures(view, cluster):
         np.testing.assert_allclose(got, exact, rtol=0, atol=2e-6 * max(1, np.abs(exact).max()) * np.sqrt(view[1]))
 
 
-@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (LAST, 2)])
+@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (SPAN, None), (LAST, 2)])
 def test_huge_numbers(view, cluster):
     """Squares beyond float32: right all the same, or beta where even the unit of the first element does not help."""
     x, gamma, beta, _, dy = data(view, "float32", offset=3.0)
