@@ -46,47 +46,48 @@ _BARRIERS = {"BAR": 20, "UCGABAR_WAIT": 200}
 # Shared memory gives or takes 32 lanes of 4 bytes per cycle, for all four schedulers; so much may wait before it.
 _SCHEDULERS = 4
 _QUEUE = 24
+# Executions of a loop, so that its first one counts little.
+_REPEATS = 8
 
 
 def cycles(body: Sequence[Instruction], thread_blocks: int) -> float:
-    """Per execution of a loop body by each of so many thread blocks on an SM, once the loop is going."""
-    first, last = 2, 8
-    marks = _run(body, thread_blocks, last)
-    return (marks[last - 1] - marks[first - 1]) / (last - first)
+    """Per execution of a loop body by each of so many thread blocks on an SM."""
+    return _run(body, thread_blocks, _REPEATS) / _REPEATS
 
 
 def latency(code: Sequence[Instruction]) -> float:
     """Cycles until one thread block has gone through the code once, with branches taken as if they were not there."""
-    return _run(code, 1, 1)[0] if code else 0.0
+    return _run(code, 1, 1) if code else 0.0
 
 
 @dataclasses.dataclass
 class _Warp:
     ready: float
+    issued: float = 0.0
     position: int = 0
     done: int = 0
     boards: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
 
 
-def _run(body: Sequence[Instruction], thread_blocks: int, repeats: int) -> list[float]:
-    """When the slowest warp has done the body once, twice, ..."""
+def _run(body: Sequence[Instruction], thread_blocks: int, repeats: int) -> float:
+    """When the last warp has done the body so often."""
     warps = [_Warp(ready=7.0 * i) for i in range(thread_blocks)]
-    marks = [0.0] * repeats
     pipes: dict[str, float] = defaultdict(float)
-    clock = 0.0
+    clock = end = 0.0
     while warps:
-        warp = min(warps, key=lambda w: _ready(w, body[w.position], pipes))
+        # Of several that can go, the one that has waited longest.
+        warp = min(warps, key=lambda w: (max(clock, _ready(w, body[w.position], pipes)), w.issued))
         instruction = body[warp.position]
-        now = max(clock, _ready(warp, instruction, pipes))
-        clock = now + 1
-        _issue(warp, instruction, now, pipes)
+        warp.issued = max(clock, _ready(warp, instruction, pipes))
+        clock = warp.issued + 1
+        _issue(warp, instruction, pipes)
         warp.position += 1
         if warp.position == len(body):
-            marks[warp.done] = max(marks[warp.done], now, *warp.boards.values())
             warp.position, warp.done = 0, warp.done + 1
             if warp.done == repeats:
+                end = max(end, clock, *warp.boards.values())
                 warps.remove(warp)
-    return marks
+    return end
 
 
 def _ready(warp: _Warp, instruction: Instruction, pipes: dict[str, float]) -> float:
@@ -95,7 +96,8 @@ def _ready(warp: _Warp, instruction: Instruction, pipes: dict[str, float]) -> fl
     return max(warp.ready, free, *(warp.boards[board] for board in instruction.waits))
 
 
-def _issue(warp: _Warp, instruction: Instruction, now: float, pipes: dict[str, float]) -> None:
+def _issue(warp: _Warp, instruction: Instruction, pipes: dict[str, float]) -> None:
+    now = warp.issued
     pipe, occupied = _pipe(instruction)
     pipes[pipe] = max(pipes[pipe], now) + occupied
     read, written = now + _OTHER, now + _LATENCIES.get(instruction.base, _OTHER)

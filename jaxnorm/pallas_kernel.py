@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
 from jaxnorm import scaling
@@ -151,13 +150,14 @@ def _forward(
         factor_value = rstd_value * gamma_value
         center, factor, shift = map(block.spread, (center_value, factor_value, beta_value - delta_value * factor_value))
         captured = [block.spread(value) for value in captured_values]
+        substitutes = elementwise.APPROXIMATE if approximates(x.dtype) else {}
 
         def normalize(chunk: Chunk, _: None) -> None:
             z = (block.read(0, chunk) - center) * factor + shift
             if residual is not None:
                 z = z + block.read(1, chunk)
             if activation is not None:
-                z = elementwise.evaluate(activation, z, *captured)
+                z = elementwise.evaluate(activation, z, *captured, substitutes=substitutes)
             block.write(0, chunk, z)
 
         block.sweep(normalize, give_back=True)
@@ -224,7 +224,7 @@ def _backward(
         center, rstd, offset = map(block.spread, (center_value, rstd_value, delta_value * rstd_value))
         scale, shift = block.spread(gamma_value), block.spread(beta_value)
 
-        tanh = elementwise.tanh_of_exp if approximates(x.dtype) else lax.tanh
+        substitutes = elementwise.APPROXIMATE_IN_DERIVATIVES if approximates(x.dtype) else {}
 
         def normalized(chunk: Chunk) -> jax.Array:
             return (block.read(0, chunk) - center) * rstd - offset
@@ -237,7 +237,7 @@ def _backward(
             z = xhat * scale + shift
             if residual is not None:
                 z = z + block.read(2, chunk)
-            return tuple(elementwise.evaluate_all(pullback, z, *captured, dy, tanh=tanh))
+            return tuple(elementwise.evaluate_all(pullback, z, *captured, dy, substitutes=substitutes))
 
         def add(chunk: Chunk, totals: Any) -> Any:
             xhat = normalized(chunk)

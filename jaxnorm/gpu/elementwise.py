@@ -6,7 +6,8 @@ and what the kernel evaluates is the same equations on its own arrays, with a sm
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -75,6 +76,20 @@ def _erfc(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < 1, 1 - near, jnp.where(x < 0, 2 - far, far))
 
 
+# erfc(x) exp(x^2) / t in powers of t = 1 / (1 + p x), good to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
+_ERFC_P, _ERFC_SHORT = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+
+
+def _short_erf(x: jax.Array) -> jax.Array:
+    t = 1 / (1 + _ERFC_P * jnp.abs(x))
+    far = 1 - t * _polynomial(_ERFC_SHORT, t) * jnp.exp(-(x * x))
+    return jnp.where(x < 0, -far, far)
+
+
+def _tanh_of_exp(x: jax.Array) -> jax.Array:
+    return 1 - 2 / (1 + jnp.exp(2 * x))
+
+
 def _polynomial(coefficients: Sequence[Any], x: Any) -> Any:
     *lower, highest = coefficients
     return functools.reduce(lambda value, coefficient: value * x + coefficient, reversed(lower), highest + 0 * x)
@@ -87,6 +102,13 @@ def _integer_pow(x: jax.Array, exponent: int) -> jax.Array:
         power = power * power * x if digit == "1" else power * power
     return power if exponent >= 0 else 1 / power
 
+
+# For results in bfloat16, with the hardware's own functions (see jaxnorm.gpu.block.approximates): good to 2^-22 of 1.
+APPROXIMATE: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+    {"erf": _short_erf, "erfc": lambda x: 1 - _short_erf(x)}
+)
+# The hardware's tanh is good to 2^-11, which leaves little of 1 - tanh(x)^2 where that is small.
+APPROXIMATE_IN_DERIVATIVES = MappingProxyType({**APPROXIMATE, "tanh": _tanh_of_exp})
 
 _Substitutes = dict[str, Callable[..., jax.Array]]
 _SUBSTITUTES: _Substitutes = {
@@ -133,21 +155,30 @@ def first_uncovered(activation: Callable[..., jax.Array] | None, captures: int =
     return next((name for traced in traces for name in _uncovered(traced.jaxpr)), None)
 
 
-def evaluate(traced: Traced, *arguments: jax.Array) -> jax.Array:
+def primitives(traced: Traced) -> Iterator[str]:
+    """The names of what the traced function computes: one for each equation that is not an identity."""
+    return _names(traced.jaxpr)
+
+
+def evaluate(
+    traced: Traced, *arguments: jax.Array, substitutes: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
+) -> jax.Array:
     """The one result of the traced function, inside a kernel: see evaluate_all."""
-    (result,) = evaluate_all(traced, *arguments)
+    (result,) = evaluate_all(traced, *arguments, substitutes=substitutes)
     return result
 
 
-def evaluate_all(traced: Traced, *arguments: jax.Array, tanh: Callable[..., jax.Array] = lax.tanh) -> list[jax.Array]:
+def evaluate_all(
+    traced: Traced, *arguments: jax.Array, substitutes: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
+) -> list[jax.Array]:
     """The results of the traced function, inside a kernel, each in the shape of the first argument.
 
     Args:
       traced: of trace or trace_pullback.
       arguments: arrays of the shape of the first, or scalars.
-      tanh: how to compute it.
+      substitutes: for further primitives: APPROXIMATE or APPROXIMATE_IN_DERIVATIVES.
     """
-    results = _evaluate(traced.jaxpr, traced.consts, arguments, _SUBSTITUTES | {"tanh": tanh})
+    results = _evaluate(traced.jaxpr, traced.consts, arguments, _SUBSTITUTES | dict(substitutes))
     return [_full(result, arguments[0].shape) for result in results]
 
 
@@ -166,6 +197,15 @@ def _uncovered(jaxpr: _Jaxpr) -> Iterator[str]:
                 yield f"{name} to {wide}"
 
 
+def _names(jaxpr: _Jaxpr) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        inner = _inner(equation)
+        if inner is not None:
+            yield from _names(inner[0])
+        elif not _is_identity(equation):
+            yield equation.primitive.name
+
+
 def _is_identity(equation: _Equation) -> bool:
     # Inside shard_map JAX ends the pullback of a product with a sum over no axes.
     sums_nothing = equation.primitive.name == "reduce_sum" and not equation.params["axes"]
@@ -180,11 +220,6 @@ def _inner(equation: _Equation) -> tuple[_Jaxpr, Any] | None:
     if called is None:
         return None
     return getattr(called, "jaxpr", called), getattr(called, "consts", ())
-
-
-def tanh_of_exp(x: jax.Array) -> jax.Array:
-    """As exact as exp, around 1. The hardware's tanh is not, so that little is right of 1 - tanh(x)^2 there."""
-    return 1 - 2 / (1 + jnp.exp(2 * x))
 
 
 def _evaluate(jaxpr: _Jaxpr, consts: Any, arguments: Any, substitutes: _Substitutes) -> list[Any]:
