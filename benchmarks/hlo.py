@@ -73,6 +73,11 @@ def moved_bytes(text):
     return sum(operation.moved for operation in operations(text))
 
 
+def instructions(text):
+    """How many there are, in ENTRY and in all that it calls."""
+    return sum(len(lines) for lines in _computations(text).values())
+
+
 def kernel_lines(text, name):
     """The lines that call the Mosaic kernel of that name, in ENTRY or in a loop."""
     # The name stands in the metadata and in the kernel itself; the metadata is lost where jit divides the program.

@@ -189,6 +189,9 @@ class Group(Meeting):
     (jaxnorm.gpu.tiling sees to that), so that there is room for the next one, which is in this group too.
     """
 
+    # Around the counter.
+    has_barriers = True
+
     def __init__(self, tile: Tile, scratch: Any) -> None:
         super().__init__(tile, scratch)
         groups = tile.thread_blocks // tile.parts

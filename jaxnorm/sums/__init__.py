@@ -141,3 +141,8 @@ def over_positions(
     if positions.platform == "cpu":
         return cpu.sum_tree(terms, *arrays)
     return gpu.sum_chunks(terms(*arrays))
+
+
+def in_one_loop(values: tuple[jax.Array, ...], positions: Positions) -> tuple[jax.Array, ...]:
+    """Per-instance values that have much in common, in the form that the platform computes best."""
+    return cpu.in_one_loop(values) if positions.platform == "cpu" else values
