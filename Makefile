@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic bench bench-memory bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-memory bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -26,9 +26,10 @@ test: lint ## lint, types, tests and doctests
 test-fast: lint ## the same without the compiled and interpreted kernel, the property tests, the meshes, the examples and the U-Net
 	$(PYTEST) -m 'not slow'
 
+# The stylisation example mixes its own float32 with JAX's defaults, which convolutions refuse under x64.
 test-x64: export JAX_ENABLE_X64 = 1
 test-x64: .venv/test ## tests of every file, drawn by chance, with 64-bit numbers on; ARGS="--draw 20 --seed 1" draws others
-	$(PYTEST) --draw 2 $(ARGS)
+	$(PYTEST) --draw 2 --ignore tests/test_stylize.py $(ARGS)
 
 test-oldest: .venv-oldest/test ## the suite on the oldest versions that pyproject.toml admits; ARGS="--draw 3" draws some of it
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) $(ARGS)
@@ -41,11 +42,17 @@ lint: .venv/test ## ruff and mypy
 accuracy: .venv/demo ## print the error against float64 beside Flax's
 	$(BIN)/python benchmarks/accuracy.py
 
-traffic: .venv/test ## print the memory traffic counted on code compiled for an H100, beside Flax's
-	$(BIN)/python benchmarks/traffic.py
+traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
+	$(BIN)/python benchmarks/traffic.py --markdown benchmarks/results/traffic.md $(ARGS)
+
+traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that are drawn; ARGS="--seed 1 --shapes 8"
+	$(BIN)/python benchmarks/traffic_tpu.py $(ARGS)
 
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json
+
+throughput: .venv/throughput ## count instructions on the machine code for H100 and B200, model what limits the kernel, in about 20 minutes
+	$(BIN)/python benchmarks/throughput.py $(call RESULTS,throughput) $(ARGS)
 
 bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
 	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)

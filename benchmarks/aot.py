@@ -100,6 +100,12 @@ class Compiler:
             text = self.lower(function, *arguments).compile().as_text()
         return text, _kernels(output())
 
+    def listing(self, function, *arguments):
+        """What the assembler said of each Mosaic kernel, as compile does, and the machine code of all as one text."""
+        with assembler_output(code=True) as output:
+            self.lower(function, *arguments).compile()
+        return _kernels(output()), output()
+
     def shared_memory(self, function, *arguments):
         """Bytes per thread block that the one kernel of the function takes, read from Mosaic's refusal."""
         from jax.experimental.mosaic.gpu import core
@@ -115,10 +121,10 @@ class Compiler:
 
 
 @contextlib.contextmanager
-def assembler_output():
-    """Collects what ptxas prints, from C++, for Mosaic kernels."""
-    saved, switch = [os.dup(1), os.dup(2)], "MOSAIC_GPU_DUMP_PTXAS"
-    os.environ[switch] = "1"
+def assembler_output(*, code=False):
+    """Collects what ptxas prints, from C++, for Mosaic kernels; code: and what nvdisasm makes of the machine code."""
+    saved, switches = [os.dup(1), os.dup(2)], ["MOSAIC_GPU_DUMP_PTXAS", *["MOSAIC_GPU_DUMP_SASS_CTRL"] * code]
+    os.environ.update(dict.fromkeys(switches, "1"))
     collected = ""
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 1)
@@ -126,7 +132,8 @@ def assembler_output():
         try:
             yield lambda: collected
         finally:
-            del os.environ[switch]
+            for switch in switches:
+                del os.environ[switch]
             for descriptor, original in zip((1, 2), saved, strict=True):
                 os.dup2(original, descriptor)
                 os.close(original)

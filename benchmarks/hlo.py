@@ -1,5 +1,6 @@
-"""Counts, on an optimized HLO module as text, the bytes that its operations read and write."""
+"""Counts, on an optimized HLO module as text, the bytes that its operations read and write in main memory."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ _ITEMSIZE = {
     "s8": 1,
     "u8": 1,
 }
-_FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
+_FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "copy-done", "slice-done")
+# Copies beside other work: the result names source and target, in this order or the other.
+_TARGETS = {"copy-start": 0, "slice-start": 1}
 
 
 class Operation(NamedTuple):
@@ -45,18 +48,34 @@ def operations(text):
         sizes[name] = _bytes(kind)
         if opcode in _FREE:
             continue
+        if opcode in _TARGETS:
+            found.append(_copy(name, opcode, kind, line))
+            continue
         called = re.search(r"calls=%?([\w.\-]+)", line)
         read = 0
         for i, operand in enumerate(o.split()[-1].lstrip("%") for o in operands.split(",") if o.strip()):
             whole = sizes.get(operand, 0)
+            if opcode == "slice":
+                whole = min(whole, sizes[name])
             read += min(whole, _sliced(computations[called[1]], i, whole)) if called else whole
         found.append(Operation(name, opcode, sizes[name], read, line))
     return found
 
 
+def _copy(name, opcode, kind, line):
+    target = _TARGETS[opcode]
+    (to, to_main), (_, from_main) = (_shapes(kind)[i] for i in (target, 1 - target))
+    return Operation(name, opcode, to if to_main else 0, to if from_main else 0, line)
+
+
 def moved_bytes(text):
     """Bytes that ENTRY reads and writes, caches ignored."""
     return sum(operation.moved for operation in operations(text))
+
+
+def instructions(text):
+    """How many there are, in ENTRY and in all that it calls."""
+    return sum(len(lines) for lines in _computations(text).values())
 
 
 def kernel_lines(text, name):
@@ -120,10 +139,13 @@ def _name(line):
 
 
 def _bytes(kind):
-    total = 0
-    for dtype, dimensions in re.findall(r"\b([a-z]+\d*)\[([0-9,]*)\]", kind):
-        size = _ITEMSIZE[dtype]
-        for dimension in filter(None, dimensions.split(",")):
-            size *= int(dimension)
-        total += size
-    return total
+    return sum(size for size, is_in_main in _shapes(kind) if is_in_main)
+
+
+def _shapes(kind):
+    """(bytes, whether they lie in main memory) of each array; S(1) in a layout is the vector memory of a TPU."""
+    found = []
+    for dtype, dimensions, layout in re.findall(r"\b([a-z]+\d*)\[([0-9,]*)\](\{[^}]*\})?", kind):
+        sizes = map(int, filter(None, dimensions.split(",")))
+        found.append((_ITEMSIZE[dtype] * math.prod(sizes), "S(1)" not in layout))
+    return found

@@ -22,8 +22,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 try:
     import jax
+    from layers import LAYERS
     from report import add_output_options, describe, machine, progress, publish, table
-    from segmentation import IMAGES, LAYERS, arguments, training_step
+    from segmentation import IMAGES, arguments, training_step
 except ModuleNotFoundError as error:
     sys.exit(f"memory: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.arguments import Activation, Implementation, without_addresses
+from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device, interpreted
 from jaxnorm.gpu.proven import if_proven
 from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.gpu.tiling import find_tile, tile_of_rows
+from jaxnorm.gpu.tiling import find_tile
 
 
 def find_tiles(
@@ -36,7 +37,8 @@ def find_tiles(
       dtype: of x.
       residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
-      implementation: as in jaxnorm.instance_norm: None takes only what is proven (jaxnorm.gpu.proven).
+      implementation: as in jaxnorm.instance_norm: None takes only what is proven (jaxnorm.gpu.proven) and not
+        estimated to be slow (jaxnorm.gpu.worth).
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
@@ -52,7 +54,12 @@ def find_tiles(
     if isinstance(forward, NoTile) and isinstance(backward, NoTile):
         return forward, backward
     reason = _lacking() or _not_evaluated(activation, captures)
-    return (forward, backward) if reason is None else (reason, reason)
+    if reason is not None:
+        return reason, reason
+    if implementation is None:
+        worth = functools.partial(_if_worth_it, activation=activation, captures=captures, device=device)
+        return worth(forward, name="forward"), worth(backward, name="backward")
+    return forward, backward
 
 
 def interpreted_device() -> Device | None:
@@ -87,6 +94,17 @@ def run(
         return kernel(*arguments, tile=tile)
     # What is traced for a GPU may be lowered for another platform all the same.
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
+
+
+def _if_worth_it(
+    tile: Tile | NoTile, *, activation: Activation | None, captures: int, device: Device, name: str
+) -> Tile | NoTile:
+    """A kernel that is estimated to be much slower than plain XLA must be asked for."""
+    if isinstance(tile, NoTile):
+        return tile
+    from jaxnorm.gpu.worth import unless_slower
+
+    return unless_slower(tile, device, activation, captures, name)
 
 
 @functools.cache

@@ -57,7 +57,7 @@ def instance_norm(
       residual: None, or an array of the shape and dtype of x that is added before the activation.
       activation: None, or an elementwise function such as jax.nn.relu. It sees at least float32. Scalars that it closes
         over, such as a learned slope, have gradients. A function of JAX itself is checked once, one of your own is
-        traced at every call that is not inside jit, which costs about a millisecond and compiles nothing anew.
+        traced at every call that is not inside jit, which costs a few milliseconds and compiles nothing anew.
       where: None, or a bool array broadcastable to x: the positions that count for the statistics. All positions are
         normalized. An instance in which none counts has no statistics: its y is NaN, as with jnp.mean(where=).
       moments: None, or the pair (mean, var) to normalize with instead of the statistics of x, each with a shape that

@@ -19,7 +19,15 @@ from jax.experimental import pallas as pl
 
 from jaxnorm import scaling
 from jaxnorm.gpu import elementwise, meeting
-from jaxnorm.gpu.block import Block, launch, partials_type, values_from_kernel, values_to_kernel, values_type
+from jaxnorm.gpu.block import (
+    Block,
+    approximates,
+    launch,
+    partials_type,
+    values_from_kernel,
+    values_to_kernel,
+    values_type,
+)
 from jaxnorm.gpu.copies import Chunk, Ref
 from jaxnorm.gpu.tile import Tile
 from jaxnorm.xla import Gradients, Statistics
@@ -88,7 +96,7 @@ def backward(
         (
             x.reshape(tile.shape),
             dy.reshape(tile.shape),
-            tuple(values_to_kernel(tile, value) for value in statistics),
+            tuple(values_to_kernel(tile, value) for value in statistics[:3]),
             values_to_kernel(tile, gamma),
             values_to_kernel(tile, beta),
             tuple(values_to_kernel(tile, value) for value in captures),
@@ -125,6 +133,9 @@ def _forward(
     block = Block(tile, scratch, [x] if residual is None else [x, residual], [y], partials)
 
     def instance() -> None:
+        # Loaded while x is on its way.
+        gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
+        captured_values = [block.read_values(value) for value in captures]
         first = block.first_values(x)
         scale = scaling.of(first)
         parts = block.exchange(_part_moments(block, first, scale))
@@ -136,16 +147,17 @@ def _forward(
             for ref, value in zip(statistics, (center_value, delta_value, rstd_value), strict=True):
                 block.write_values(ref, value)
 
-        center, delta = block.spread(center_value), block.spread(delta_value)
-        factor, shift = block.spread(rstd_value * block.read_values(gamma)), block.spread(block.read_values(beta))
-        captured = [block.spread(block.read_values(value)) for value in captures]
+        factor_value = rstd_value * gamma_value
+        center, factor, shift = map(block.spread, (center_value, factor_value, beta_value - delta_value * factor_value))
+        captured = [block.spread(value) for value in captured_values]
+        substitutes = elementwise.APPROXIMATE if approximates(x.dtype) else {}
 
         def normalize(chunk: Chunk, _: None) -> None:
-            z = ((block.read(0, chunk) - center) - delta) * factor + shift
+            z = (block.read(0, chunk) - center) * factor + shift
             if residual is not None:
                 z = z + block.read(1, chunk)
             if activation is not None:
-                z = elementwise.evaluate(activation, z, *captured)
+                z = elementwise.evaluate(activation, z, *captured, substitutes=substitutes)
             block.write(0, chunk, z)
 
         block.sweep(normalize, give_back=True)
@@ -156,8 +168,9 @@ def _forward(
 def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The moments of the positions that the block works on: see meeting.merged_moments.
 
-    The first pass is around one element of the instance: a constant instance then has exactly that for its center,
-    and at a large offset the sum rounds less. The second is around the center of the first.
+    The center is the mean of the first boxes, at least 1/16 of what is held, while the others are on their way; its sum
+    is around one element of the instance: a constant instance then has exactly that for its center, and at a large
+    offset the sum rounds less. One sweep around the center gives both sums.
     """
     spread_scale = block.spread(scale)
 
@@ -167,10 +180,10 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
 
     around_first = block.spread(first * scale)
     total = block.total(
-        block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_held=True)
+        block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_first=True)
     )
     # Divided by 1 at least: the last blocks of an instance may have nothing.
-    center = first + total / jnp.maximum(block.held_count(), 1.0) / scale
+    center = first + total / jnp.maximum(block.first_count(), 1.0) / scale
     around_center = block.spread(center * scale)
 
     def add(chunk: Chunk, totals: Any) -> Any:
@@ -206,28 +219,32 @@ def _backward(
 
     def instance() -> None:
         center_value, delta_value, rstd_value = map(block.read_values, statistics)
-        gamma_value = block.read_values(gamma)
-        center, delta, rstd = map(block.spread, (center_value, delta_value, rstd_value))
-        scale, shift = block.spread(gamma_value), block.spread(block.read_values(beta))
+        gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
         captured = [block.spread(block.read_values(value)) for value in captures]
+        center, rstd, offset = map(block.spread, (center_value, rstd_value, delta_value * rstd_value))
+        scale, shift = block.spread(gamma_value), block.spread(beta_value)
 
-        def differentiate(chunk: Chunk) -> tuple[jax.Array, ...]:
-            """xhat, dz and the terms of the gradients of what the activation captures."""
-            xhat = ((block.read(0, chunk) - center) - delta) * rstd
-            dz = block.read(1, chunk)
-            dcaptures: tuple[jax.Array, ...] = ()
-            if pullback is not None:
-                z = xhat * scale + shift
-                if residual is not None:
-                    z = z + block.read(2, chunk)
-                dz, *more = elementwise.evaluate_all(pullback, z, *captured, dz)
-                dcaptures = tuple(more)
-            return xhat, dz, *dcaptures
+        substitutes = elementwise.APPROXIMATE_IN_DERIVATIVES if approximates(x.dtype) else {}
+
+        def normalized(chunk: Chunk) -> jax.Array:
+            return (block.read(0, chunk) - center) * rstd - offset
+
+        def differentiate(chunk: Chunk, xhat: jax.Array) -> tuple[jax.Array, ...]:
+            """dz and the terms of the gradients of what the activation captures."""
+            dy = block.read(1, chunk)
+            if pullback is None:
+                return (dy,)
+            z = xhat * scale + shift
+            if residual is not None:
+                z = z + block.read(2, chunk)
+            return tuple(elementwise.evaluate_all(pullback, z, *captured, dy, substitutes=substitutes))
 
         def add(chunk: Chunk, totals: Any) -> Any:
-            xhat, *terms = differentiate(chunk)
-            # Beyond the end dy is 0, but the derivative there may be anything.
-            dz, *dcaptures = (block.inside(term, chunk) for term in terms)
+            xhat = normalized(chunk)
+            # Where nothing counts dy may be 0, but the derivative may be anything.
+            dz, *dcaptures = (block.inside(term, chunk) for term in differentiate(chunk, xhat))
+            if pullback is not None:
+                block.keep(1, chunk, dz)
             return tuple(total + term for total, term in zip(totals, (dz, dz * xhat, *dcaptures), strict=True))
 
         found = block.sweep(add, (block.zeros(),) * len(sums))
@@ -238,12 +255,15 @@ def _backward(
             for ref, value in zip(sums, totals, strict=True):
                 block.write_values(ref, value)
 
-        mean_dz, mean_dz_xhat = (block.spread(total / tile.positions) for total in totals[:2])
-        factor = block.spread(gamma_value * rstd_value)
+        # dx = factor * (dz - mean(dz) - xhat * mean(dz * xhat)), multiplied out: xhat = (x - center) * rstd - offset
+        factor_value = gamma_value * rstd_value
+        mean_dz, mean_dz_xhat = (factor_value * total / tile.positions for total in totals[:2])
+        factor, slope = block.spread(factor_value), block.spread(mean_dz_xhat * rstd_value)
+        base = block.spread(mean_dz - mean_dz_xhat * (delta_value * rstd_value))
 
         def finish(chunk: Chunk, _: None) -> None:
-            xhat, dz = differentiate(chunk)[:2]
-            block.write(0, chunk, factor * (dz - (mean_dz + xhat * mean_dz_xhat)))
+            dz = block.read(1, chunk) if block.keeps(chunk) else differentiate(chunk, normalized(chunk))[0]
+            block.write(0, chunk, factor * dz - ((block.read(0, chunk) - center) * slope + base))
             if dresidual is not None:
                 block.write(1, chunk, dz)
 

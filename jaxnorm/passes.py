@@ -99,7 +99,7 @@ def forward(call: Call, operands: Operands) -> tuple[jax.Array, xla.Statistics]:
 
     def in_layout(layout: Layout, implementation: Callable[..., Any], *operands: Any) -> Any:
         y, statistics = implementation(*_to_views(layout, Operands(*operands)))
-        return layout.from_view(y), xla.Statistics(*map(layout.instances_from_view, statistics))
+        return layout.from_view(y), jax.tree.map(layout.instances_from_view, statistics)
 
     options = {"eps": call.eps, "activation": call.activation}
     passed: tuple[jax.Array, xla.Statistics]
@@ -121,7 +121,7 @@ def backward(call: Call, operands: Operands, statistics: xla.Statistics, dy: jax
         *operands, statistics, dy = arguments
         gradients = implementation(
             *_to_views(layout, Operands(*operands)),
-            xla.Statistics(*map(layout.instances_to_view, statistics)),
+            jax.tree.map(layout.instances_to_view, statistics),
             layout.to_view(dy),
         )
         return xla.Gradients(

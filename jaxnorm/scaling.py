@@ -18,7 +18,8 @@ def of(center: jax.Array) -> jax.Array:
     """
     exponents = jnp.finfo(center.dtype).maxexp
     scale = 2.0 ** -(exponents * 5 // 8)
-    return jnp.where(jnp.abs(center) > _large(center), jnp.asarray(scale, center.dtype), jnp.ones_like(center))
+    # Of scalars, not arrays of ones: kernels evaluate it too.
+    return jnp.where(jnp.abs(center) > _large(center), jnp.asarray(scale, center.dtype), jnp.asarray(1, center.dtype))
 
 
 def of_deviation(half: jax.Array) -> jax.Array:

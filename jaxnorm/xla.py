@@ -24,11 +24,15 @@ from jaxnorm.arguments import Activation
 
 
 class Statistics(NamedTuple):
-    """What the backward pass needs to know of an instance, each (B, 1, K): mean = center + delta."""
+    """What the backward pass needs to know of an instance, each (B, 1, K): mean = center + delta.
+
+    With a mask, counted is the number of positions that count.
+    """
 
     center: jax.Array
     delta: jax.Array
     rstd: jax.Array
+    counted: jax.Array | None = None
 
 
 class Gradients(NamedTuple):
@@ -118,12 +122,14 @@ def backward(
       beta and the captures.
     """
 
-    # Else XLA for GPU may write what both passes compute of x, such as the mask of a relu, in the forward pass.
-    x, statistics = lax.optimization_barrier((x, statistics))
+    if positions.platform == "gpu":
+        # Else XLA may write what both passes compute of x, such as the mask of a relu, in the forward pass. A TPU fuses
+        # the passes with the matmuls beside them, which a barrier would hinder.
+        x, statistics = lax.optimization_barrier((x, statistics))
 
     def before_the_affine(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """xhat, and the cotangents of z and of the captures at each position."""
-        x, dy, residual, where = arrays
+        x, dy, residual = arrays
         xhat, dz = _normalized(x, statistics), dy.astype(statistics.center.dtype)
         dcaptures: list[jax.Array] = []
         if activation is not None:
@@ -133,17 +139,18 @@ def backward(
             # As large as z, so that their cotangents are not summed here.
             of_positions = [jnp.broadcast_to(value, z.shape) for value in captures]
             dz, *dcaptures = jax.vjp(activation, z, *of_positions)[1](dz)
-        if where is not None:
-            # What does not count and is not finite has no part in any gradient.
-            is_broken = ~(where | jnp.isfinite(x))
-            xhat, dz, *dcaptures = (jnp.where(is_broken, 0, value) for value in (xhat, dz, *dcaptures))
+        if has_mask:
+            # What does not count and is not finite has no part in any gradient; and what counts is finite, or all
+            # statistics of its instance are NaN.
+            is_finite = jnp.isfinite(x)
+            xhat, dz, *dcaptures = (jnp.where(is_finite, value, 0) for value in (xhat, dz, *dcaptures))
         return xhat, (dz, *dcaptures)
 
     def terms(*arrays: Any) -> tuple[jax.Array, ...]:
         xhat, (dz, *dcaptures) = before_the_affine(statistics, *arrays)
         return dz, dz * xhat, *dcaptures
 
-    arrays = (x, dy, residual, None if where is None else jnp.broadcast_to(where, x.shape))
+    has_mask, arrays = where is not None, (x, dy, residual)
     totals = sums.over_positions(terms, arrays, positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
     # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
@@ -152,21 +159,22 @@ def backward(
     dbeta, dgamma, *dcaptures = totals
     dresidual = None if residual is None else dz.astype(residual.dtype)
     if center is None:
-        dz = dz - _through_statistics(x, xhat, dbeta, dgamma, where, positions)
+        count = positions.count(x) if again.counted is None else again.counted
+        dz = dz - _through_statistics(xhat, dbeta, dgamma, where, count, positions)
     dx = (gamma * again.rstd) * dz
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, tuple(dcaptures), dresidual)
 
 
 def _through_statistics(
-    x: jax.Array,
     xhat: jax.Array,
     dbeta: jax.Array,
     dgamma: jax.Array,
     where: jax.Array | None,
+    count: Any,
     positions: sums.Positions,
 ) -> jax.Array:
     sum_dz, sum_dz_xhat = positions.add_up((dbeta, dgamma))
-    share = (sum_dz + xhat * sum_dz_xhat) / positions.count(x, where)
+    share = (sum_dz + xhat * sum_dz_xhat) / count
     return share if where is None else jnp.where(where, share, 0)
 
 
@@ -179,9 +187,13 @@ def _statistics(
     x: jax.Array, where: jax.Array | None, dtype: jax.typing.DTypeLike, eps: float, positions: sums.Positions
 ) -> Statistics:
     """Mean and variance from one pass around a provisional center."""
-    count = positions.count(x, where)
+    count: Any
+    if where is None:
+        center, count = sums.provisional_center(x, dtype, positions), positions.count(x)
+    else:
+        center, count = sums.masked_center(x, where, dtype, positions)
     # Materialized, so that the pass below reads it and does not compute it again.
-    center = lax.optimization_barrier(sums.provisional_center(x, where, dtype, positions))
+    center = lax.optimization_barrier(center)
     scale = scaling.of(center)
 
     def terms(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -195,4 +207,5 @@ def _statistics(
     delta = total / count
     variance = jnp.maximum(squares / count - jnp.square(delta), 0)
     variance = jnp.where(squares == jnp.inf, jnp.inf, variance)
-    return Statistics(*scaling.undo(center, delta, variance, scale, eps))
+    statistics = sums.in_one_loop(scaling.undo(center, delta, variance, scale, eps), positions)
+    return Statistics(*statistics, None if where is None else jnp.broadcast_to(count, center.shape))

@@ -1,13 +1,15 @@
 """Compiles for one GPU that is not there and prints what came out, as one JSON object per line.
 
-python tests/aot_report.py H100 calls last 8x64x64x256 float32 bfloat16
-python tests/aot_report.py H100 views 2x225x8 float16
+python tests/aot_report.py H100 calls pallas last:8x64x64x256:float32 first:8x256x64x64:bfloat16:residual
+python tests/aot_report.py H100 views 2x225x8,3x1008x1 float16 float32:residual
 python tests/aot_report.py H100 activations
 python tests/aot_report.py H100 transformations
 python tests/aot_report.py H100 mesh Auto
+python tests/aot_report.py "RTX 3090" blocks 0 4
 """
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -16,6 +18,8 @@ import sys
 import as_if_proven
 import jax
 import jax.numpy as jnp
+import numpy as np
+import traffic
 from activations import ACTIVATIONS
 from aot import Compiler
 from hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
@@ -30,20 +34,27 @@ from jaxnorm.xla import Statistics
 KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
 
 
-def report_calls(compiler, shape, channel_axis, dtype, *, residual):
-    """instance_norm with ReLU, and all its gradients: one dict each."""
-    x = jax.ShapeDtypeStruct(shape, dtype)
-    parameter = jax.ShapeDtypeStruct((shape[channel_axis],), jnp.float32)
+def report_call(compiler, case, implementation):
+    """instance_norm with ReLU, and all its gradients, in one program.
 
-    def call(x, gamma, beta, residual):
-        return instance_norm(x, gamma, beta, channel_axis=channel_axis, residual=residual, activation=jax.nn.relu)
+    Args:
+      case: such as "last:8x64x64x256:float32" or "first:8x256x64x64:bfloat16:residual".
+      implementation: as in instance_norm.
+    """
+    layout, shape, dtype, *residual = case.split(":")
+    channel_axis = {"first": 1, "last": -1}[layout]
+    x = jax.ShapeDtypeStruct(tuple(map(int, shape.split("x"))), dtype)
+    parameter = jax.ShapeDtypeStruct((x.shape[channel_axis],), jnp.float32)
+    norm = functools.partial(
+        instance_norm, channel_axis=channel_axis, activation=jax.nn.relu, implementation=implementation
+    )
 
-    def gradient(dy, *given):
-        return jax.vjp(call, *given)[1](dy)
+    def gradients(dy, *given):
+        y, pullback = jax.vjp(lambda x, gamma, beta, residual: norm(x, gamma, beta, residual=residual), *given)
+        return y, pullback(dy)
 
-    given = (x, parameter, parameter, x if residual else None)
-    for name, function, arguments in (("forward", call, given), ("gradient", gradient, (x, *given))):
-        yield {"of": name, "dtype": dtype, "residual": residual} | _found(compiler, function, arguments, x)
+    given = (x, x, parameter, parameter, x if residual else None)
+    return {"case": case} | _found(compiler, gradients, given, x)
 
 
 def report_view(compiler, device, view, dtype, *, residual, activation):
@@ -86,7 +97,7 @@ def report_transformations(compiler):
     x = jax.ShapeDtypeStruct((3, 2, 32, 32, 64), "float32")
     parameter = jax.ShapeDtypeStruct((3, 64), "float32")
     one = tuple(jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for value in (x, parameter, parameter))
-    norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.silu)
+    norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.silu, implementation="pallas")
 
     def loss(*given):
         return jnp.sum(jnp.sin(norm(*given)))
@@ -114,26 +125,48 @@ def report_transformations(compiler):
 def report_mesh(axis_type):
     """A training step's norm on 8 GPUs, in units of the part of one: one dict for each placement of x."""
     compiler = Compiler("H100", {"data": 2, "space": 4}, axis_type)
-    norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.relu)
 
-    def gradients(dy, *given):
+    def gradients(implementation, dy, *given):
+        norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.relu, implementation=implementation)
         y, pullback = jax.vjp(norm, *given)
         return y, pullback(dy)
 
-    for name, shape, spec in (
-        ("batch", (16, 64, 64, 256), (("data", "space"),)),
-        ("batch and channels", (8, 64, 64, 256), ("data", None, None, "space")),
-        ("batch and space", (2, 128, 64, 64, 32), ("data", "space")),
+    for name, shape, spec, implementation in (
+        ("batch", (16, 64, 64, 256), (("data", "space"),), None),
+        ("batch and channels", (8, 64, 64, 256), ("data", None, None, "space"), None),
+        ("batch of large maps", (8, 512, 512, 64), (("data", "space"),), "pallas"),
+        ("batch and space", (2, 128, 64, 64, 32), ("data", "space"), None),
     ):
         for dtype in ("float32", "bfloat16"):
             x, parameter = compiler.array(shape, dtype, *spec), compiler.array(shape[-1:], "float32")
-            text, _ = compiler.compile(gradients, x, x, parameter, parameter)
+            text, _ = compiler.compile(functools.partial(gradients, implementation), x, x, parameter, parameter)
             yield {
                 "placement": name,
                 "views": [kernel_view(text, kernel) for kernel in KERNELS],
                 "sent": collectives(text),
                 "units": moved_bytes(text) / (math.prod(shape) * x.dtype.itemsize / 8),
             }
+
+
+def report_blocks(compiler, seed, count):
+    """What plain XLA's norm adds to the block of traffic.py, on channels-last shapes that are drawn: one dict each."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        dtype = str(rng.choice(["float32", "bfloat16", "float16"]))
+        # Odd numbers of channels are padded for the tensor cores in half precision, with or without a norm.
+        few = rng.random() < 0.4
+        channels = int(rng.integers(2, 15)) if few and dtype == "float32" else 8 * int(2 ** rng.uniform(0, 6))
+        spatial = [int(rng.integers(45, 300)) for _ in range(2)]
+        batch = max(1, int(2 ** rng.uniform(21, 26)) // (math.prod(spatial) * channels))
+        shape = (batch, *spatial, channels)
+        moved, temporary = traffic.count(compiler, traffic.ours("xla"), shape, dtype)
+        moved_without, temporary_without = traffic.count(compiler, None, shape, dtype)
+        yield {
+            "shape": shape,
+            "dtype": dtype,
+            "units": moved - moved_without,
+            "temporary": temporary - temporary_without,
+        }
 
 
 def kernel_view(text, name):
@@ -162,27 +195,29 @@ def main(gpu, what, *options):
         for found in report_mesh(AxisType[options[0]]):
             print(json.dumps(found))
         return
-    compiler, device = Compiler(gpu), DEVICES[gpu]
-    if what == "transformations":
-        for found in report_transformations(compiler):
+    compiler = Compiler(gpu)
+    whole = {"transformations": report_transformations, "blocks": report_blocks}
+    if what in whole:
+        for found in whole[what](compiler, *map(int, options)):
             print(json.dumps(found))
         return
+    device = DEVICES[gpu]
     if what == "activations":
         for name, activation in ACTIVATIONS.items():
             for found in report_view(compiler, device, (8, 1024, 64), "float32", residual=True, activation=activation):
                 print(json.dumps({"activation": name} | found))
         return
-    *layout, shape = options[:2] if what == "calls" else options[:1]
-    shape = tuple(map(int, shape.split("x")))
-    for dtype in options[len(layout) + 1 :]:
-        for residual in (False, True):
-            if what == "calls":
-                axis = {"first": 1, "last": -1}[layout[0]]
-                reports = report_calls(compiler, shape, axis, dtype, residual=residual)
-            else:
-                reports = report_view(compiler, device, shape, dtype, residual=residual, activation=jax.nn.relu)
-            for found in reports:
-                print(json.dumps(found))
+    if what == "calls":
+        implementation, *cases = options
+        for case in cases:
+            print(json.dumps(report_call(compiler, case, None if implementation == "None" else implementation)))
+        return
+    views, *dtypes = options
+    for view, described in itertools.product(views.split(","), dtypes):
+        dtype, *residual = described.split(":")
+        shape = tuple(map(int, view.split("x")))
+        for found in report_view(compiler, device, shape, dtype, residual=bool(residual), activation=jax.nn.relu):
+            print(json.dumps(found))
 
 
 if __name__ == "__main__":

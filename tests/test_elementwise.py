@@ -53,6 +53,28 @@ def test_substitutes_at_the_ends(function):
     np.testing.assert_allclose(elementwise.evaluate(elementwise.trace(function), x), function(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("sign", [1, -1, Z / np.abs(Z + 1e-30), np.sign(np.sin(1e5 * Z))])
+def test_in_bfloat16_the_hardware_is_good_enough(name, sign):
+    """Its tanh is off by 2^-11 of itself and its exp by 2^-22, whichever way: half a unit in the last place is 2^-8."""
+    activation, dy = ACTIVATIONS[name], np.cos(Z)
+    y, pullback = jax.vjp(activation, jnp.asarray(Z))
+
+    def tanh(x):
+        return jnp.tanh(x) * (1 + 2.0**-11 * sign)
+
+    def tanh_of_exp(x):
+        return 1 - 2 / (1 + jnp.exp(2 * x) * (1 + 2.0**-22 * sign))
+
+    approximate = elementwise.APPROXIMATE | {"tanh": tanh}
+    got = elementwise.evaluate(elementwise.trace(activation), jnp.asarray(Z), substitutes=approximate)
+    assert np.all(np.abs(got - y) <= (2.0**-8 / 8 + 1e-6) * np.maximum(np.abs(Z), 1))
+    traced = elementwise.trace_pullback(activation)
+    approximate = elementwise.APPROXIMATE_IN_DERIVATIVES | {"tanh": tanh_of_exp}
+    dz = elementwise.evaluate(traced, jnp.asarray(Z), jnp.asarray(dy), substitutes=approximate)
+    assert np.all(np.abs(dz - pullback(jnp.asarray(dy))[0]) <= 2.0**-8 / 8)
+
+
 def test_a_constant_and_a_captured_number():
     slope = np.float32(0.3)
     activation = lambda z: jnp.where(z > 0, z, slope * z) + jnp.asarray(2.0)  # noqa: E731

@@ -13,36 +13,55 @@ import sys
 import pytest
 from activations import ACTIVATIONS, LOCAL_MEMORY
 
+from jaxnorm.gpu.devices import DEVICES
+
 pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin and compiler")
 pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(600)]
 
 TESTS = pathlib.Path(__file__).parent
-GPUS = ["H100", "B200"]
-BOTH = ["float32", "bfloat16"]
-CASES = [
-    ("8x64x64x256", "last", BOTH),
-    ("2x128x128x128", "last", BOTH),
-    ("4x32x32x512", "last", BOTH),
-    ("16x16x16x512", "last", BOTH),
-    ("32x8x8x512", "last", BOTH),
-    ("1x256x256x64", "last", BOTH),
-    ("2x32x32x32x128", "last", BOTH),
-    ("2x16x16x16x256", "last", BOTH),
-    ("2x8x8x8x320", "last", BOTH),
-    ("8x256x64x64", "first", BOTH),
-    ("1x64x256x256", "first", BOTH),
-    ("4x32x512x512", "first", ["bfloat16"]),
-    ("32x64x28x28", "first", ["float32"]),
-    ("16x512x14x14", "first", ["float32"]),
+BOTH = ("float32", "bfloat16")
+
+
+def calls(layout, *shapes, dtypes=BOTH):
+    return [f"{layout}:{shape}:{dtype}" for shape in shapes for dtype in dtypes]
+
+
+# What Hopper and newer hold in a block or a cluster.
+HELD = [
+    *calls("last", "8x64x64x256", "2x128x128x128", "4x32x32x512", "16x16x16x512", "32x8x8x512"),
+    *calls("last", "2x32x32x32x128", "2x16x16x16x256", "2x8x8x8x320"),
+    *calls("first", "8x256x64x64", "1x64x256x256"),
+    *calls("first", "32x64x28x28", "16x512x14x14", dtypes=["float32"]),
+    *(f"{case}:residual" for case in calls("last", "8x64x64x256", "2x16x16x16x256") + calls("first", "8x256x64x64")),
 ]
-# Too large for its cluster beyond a forward pass without residual.
-ONLY_FORWARD = "1x256x256x64"
-# x-sized arrays that a pass reads and writes, by (pass, residual), and 0.05 for all that is small.
-UNITS = {("forward", False): 2, ("backward", False): 3, ("forward", True): 3, ("backward", True): 5}
-SMALL = 0.05
+# What all SMs together hold, some in part; and channels-first rows that start anywhere.
+LARGE = [
+    *calls("last", "1x256x256x64", "1x512x512x64", "2x64x64x64x32"),
+    *calls("last", "2x640x480x32", "1x96x96x96x32", "2x128x128x128x32", dtypes=["bfloat16"]),
+    *calls("first", "4x32x512x512", dtypes=["bfloat16"]),
+    *calls("first", "1x8x1024x1024", dtypes=["float32"]),
+]
+SPANS = calls("first", "16x64x15x15", "8x32x7x7x7")
+BEFORE_HOPPER = [
+    *calls("last", "8x64x64x256", "2x128x128x128", "4x32x32x512"),
+    *calls("first", "8x256x64x64", dtypes=["float32"]),
+    "last:2x16x16x16x256:float32:residual",
+    *SPANS,
+]
+CASES = {
+    "H100": [*HELD, *LARGE, *SPANS],
+    "B200": [*HELD[:6], *LARGE[:5], *SPANS[:1]],
+    "RTX 5090": [*HELD[:3], *SPANS[:1]],
+    "A100": [*BEFORE_HOPPER, *calls("last", "1x256x256x64", "1x512x512x64")],
+    "L40S": [*BEFORE_HOPPER, *calls("last", "1x256x256x64", dtypes=["float32"])],
+    "RTX 3090": [*BEFORE_HOPPER, *calls("last", "1x512x512x64", dtypes=["bfloat16"])],
+}
+# x-sized arrays that both passes read and write, without and with a residual, and 0.05 each for all that is small.
+# Where an instance is held in part the module shows as much: it does not know what a kernel reads twice.
+UNITS, WITH_RESIDUAL, SMALL = 5, 8, 0.1
 # float32 values per instance that a pass reads and writes besides: forward writes gamma and beta per instance, reads
 # them and writes three statistics; backward reads these five, writes two gradients and sums them over the batch.
-VALUES = {"forward": 7, "backward": 9}
+VALUES = 7 + 9
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
@@ -56,75 +75,63 @@ def reports(*arguments, **environment):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(found, passes, positions, spilled=0):
-    """One kernel per pass, nothing else x-sized, nothing spilled, and no more moved than must be."""
-    for name in ("forward", "backward"):
-        assert found["calls"][f"jaxnorm_{name}"] == (name in passes), found
-    assert found["mosaic"] == len(passes), found
-    assert not found["others"], found
-    assert all(kernel["spilled"] <= spilled for kernel in found["kernels"].values()), found
-    bound = sum(
-        UNITS[name, found["residual"]] + SMALL + 4 * VALUES[name] / (positions * ITEMSIZE[found["dtype"]])
-        for name in passes
-    )
-    assert found["units"] <= bound, found
-
-
-@pytest.mark.parametrize(("shape", "channels", "dtypes"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
-@pytest.mark.parametrize("gpu", GPUS)
-def test_one_kernel_per_pass_that_moves_what_it_must(gpu, shape, channels, dtypes):
-    """instance_norm and its gradients."""
-    _, *rest = map(int, shape.split("x"))
-    positions = math.prod(rest) // (rest[-1] if channels == "last" else rest[0])
+@pytest.mark.parametrize("gpu", CASES)
+def test_one_kernel_per_pass_that_moves_what_it_must(gpu):
+    """instance_norm and its gradients: nothing else x-sized, nothing spilled, and no more moved than must be."""
     seen = []
-    for found in reports(gpu, "calls", channels, shape, *dtypes):
-        seen.append((found["of"], found["residual"]))
-        if shape != ONLY_FORWARD:
-            check(found, ["forward"] if found["of"] == "forward" else ["forward", "backward"], positions)
-        elif not found["residual"]:
-            assert found["calls"] == {"jaxnorm_forward": 1, "jaxnorm_backward": 0}
-        else:
-            assert found["mosaic"] == 0
-    assert sorted(seen) == sorted(
-        [("forward", False), ("gradient", False), ("forward", True), ("gradient", True)] * len(dtypes)
-    )
+    for found in reports(gpu, "calls", "pallas", *CASES[gpu]):
+        seen.append(found["case"])
+        layout, shape, dtype, *residual = found["case"].split(":")
+        _, *sizes = map(int, shape.split("x"))
+        positions = math.prod(sizes) // (sizes[-1] if layout == "last" else sizes[0])
+        assert found["calls"] == {"jaxnorm_forward": 1, "jaxnorm_backward": 1}, found
+        assert found["mosaic"] == 2, found
+        assert not found["others"], found
+        assert all(kernel["spilled"] == 0 for kernel in found["kernels"].values()), found
+        bound = (WITH_RESIDUAL if residual else UNITS) + SMALL + 4 * VALUES / (positions * ITEMSIZE[dtype])
+        assert found["units"] <= bound, found
+    assert seen == CASES[gpu]
 
 
 @pytest.mark.parametrize(
-    ("gpu", "shape", "channels"),
+    ("gpu", "cases"),
     [
-        ("A100", "8x64x64x256", "last"),
-        ("A100", "2x128x128x128", "last"),
-        ("A100", "1x256x256x64", "last"),
-        ("A100", "2x32x32x32x128", "last"),
-        ("A100", "8x256x64x64", "first"),
-        ("A100", "1x64x256x256", "first"),
-        ("H100", "8x64x64x250", "last"),  # rows that bulk copies cannot start at
-        ("H100", "2x64x255x255", "first"),
-        ("H100", "1x8x1024x1024", "first"),  # too large for a cluster
+        ("A100", [*calls("last", "8x64x64x256", "1x256x256x64"), *calls("first", "8x256x64x64")]),
+        ("H100", [*calls("last", "8x64x64x250"), *calls("first", "1x8x1024x1024", "2x64x255x255")]),
     ],
 )
-def test_plain_xla_where_there_is_no_tile(gpu, shape, channels):
-    """No Mosaic, and the passes that xla.py promises: 3.2 units forward; the gradient needs no y, so 1.2 and 5.3."""
-    for found in reports(gpu, "calls", channels, shape, "float32", "bfloat16"):
+def test_plain_xla_where_there_is_no_tile_or_it_has_not_run_on_a_gpu(gpu, cases):
+    """No Mosaic, and the passes that xla.py promises: 3.2 units forward and 5.3 backward."""
+    for found in reports(gpu, "calls", "None", *cases):
         assert found["mosaic"] == 0
-        if found["residual"]:
-            continue
-        assert found["units"] <= {"forward": 3.2, "gradient": 1.2 + 5.3}[found["of"]], found
+        assert found["units"] <= 3.2 + 5.3, found
 
 
-@pytest.mark.parametrize("gpu", [*GPUS, "RTX 5090"])
+@pytest.mark.parametrize("gpu", ["A100", "H100", "B200", "RTX 3090"])
+def test_plain_xla_in_a_block(gpu):
+    """A sixteenth and five passes of floor: 8.06 units, and partial sums in float32, a 64th of x each way."""
+    # For a B200 XLA holds recomputing a half-precision mask dearer than writing half a unit: it does so beside y, in a
+    # loop that reads x under two names, the second time from a cache.
+    half = 10.4 if gpu == "B200" else 8.6
+    for found in reports(gpu, "blocks", "20261124", "4"):
+        assert found["units"] <= (8.3 if found["dtype"] == "float32" else half), found
+
+
+@pytest.mark.parametrize("gpu", CASES)
 def test_odd_views_compile(gpu):
     """Ragged rows, few rows, rows of every width, small instances: what test_kernel_interpreted.py runs."""
-    for view in ("2x225x8", "1x1001x4", "2x70x64", "1x1x8", "3x1008x1", "1x2100x1", "18x200x1", "1000x16x1"):
-        for found in reports(gpu, "views", view, "float16", "float32"):
-            if "reason" in found:
-                assert (found["view"], found["dtype"]) in (([1, 1001, 4], "float16"), ([1, 2100, 1], "float16"))
-                assert "multiples of 16 bytes" in found["reason"]
-                continue
-            assert found["calls"][f"jaxnorm_{found['of']}"] == 1, found
-            assert all(kernel["spilled"] == 0 for kernel in found["kernels"].values()), found
-            assert found["shared_memory"] <= found["shared_memory_bound"], found
+    views = "2x225x8,1x1001x4,2x70x64,1x1x8,3x1008x1,1x2100x1,18x200x1,1000x16x1,8x77x1,1x40000x16"
+    for found in reports(gpu, "views", views, "float16", "float32:residual"):
+        if "reason" in found:
+            view, dtype = found["view"], found["dtype"]
+            few = view == [1, 1, 8]
+            start = (view, dtype) in (([1, 1001, 4], "float16"), ([1, 2100, 1], "float16"))
+            assert start or (few and DEVICES[gpu].compute_capability < (9, 0)), found
+            assert ("multiples of 16 bytes" if start else "less than a thread block computes") in found["reason"]
+            continue
+        assert found["calls"][f"jaxnorm_{found['of']}"] == 1, found
+        assert all(kernel["spilled"] == 0 for kernel in found["kernels"].values()), found
+        assert found["shared_memory"] <= found["shared_memory_bound"], found
 
 
 def test_every_activation_compiles():
@@ -132,7 +139,10 @@ def test_every_activation_compiles():
     for found in reports("H100", "activations"):
         # The stack frame of a slow path.
         spilled = 64 if found["activation"] in LOCAL_MEMORY else 0
-        check(found, [found["of"]], found["view"][1], spilled)
+        assert found["calls"] == {name: int(name.endswith(found["of"])) for name in found["calls"]}, found
+        assert found["mosaic"] == 1
+        assert not found["others"], found
+        assert all(kernel["spilled"] <= spilled for kernel in found["kernels"].values()), found
         seen.add(found["activation"])
     assert seen == set(ACTIVATIONS)
 
@@ -140,21 +150,21 @@ def test_every_activation_compiles():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("calls", "last", "8x64x64x256", *BOTH),
-        ("calls", "first", "1x64x256x256", *BOTH),
-        ("views", "18x200x1", "float16"),
+        ("calls", "pallas", *calls("last", "8x64x64x256"), *calls("first", "1x64x256x256"), *SPANS[:1]),
+        ("views", "18x200x1", "float16", "float16:residual"),
     ],
-    ids=lambda arguments: "-".join(arguments[:3]),
+    ids=lambda arguments: arguments[0],
 )
 def test_x64_compiles_to_the_same(arguments):
     """Byte for byte and register for register: no index and no constant becomes wider."""
     assert reports("H100", *arguments, JAX_ENABLE_X64="1") == reports("H100", *arguments, JAX_ENABLE_X64="0")
 
 
-def test_transformations_launch_as_few_kernels():
+@pytest.mark.parametrize("gpu", ["H100", "A100"])
+def test_transformations_launch_as_few_kernels(gpu):
     """Forward and backward launches: vmap is one, a scan one in its loop."""
     forward, both = [1, 0], [1, 1]
-    assert {found["transformation"]: found["launches"] for found in reports("H100", "transformations")} == {
+    assert {found["transformation"]: found["launches"] for found in reports(gpu, "transformations")} == {
         "vmap": forward,
         "vmap of x alone": forward,
         "vmap of gamma alone": forward,
@@ -174,8 +184,11 @@ def test_transformations_launch_as_few_kernels():
 def test_on_eight_gpus_every_one_runs_the_kernel_on_its_part(axes):
     """Compiled for 8 H100s: what travels is dgamma and dbeta, or sums per instance where space is divided."""
     views = {"batch": [[2, 4096, 256]], "batch and channels": [[4, 4096, 64]], "batch and space": []}
+    # Groups that meet in global memory, each on its device.
+    views["batch of large maps"] = [[1, 512 * 512, 64]]
     # Bytes of gamma's gradient on one device; and of the values of its instances, in float32.
     parameter = {"batch": 256 * 4, "batch and channels": 64 * 4, "batch and space": 32 * 4}
+    parameter["batch of large maps"] = 64 * 4
     for found in reports("H100", "mesh", axes):
         name = found["placement"]
         assert found["views"] == [views[name]] * 2, found

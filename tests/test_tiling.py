@@ -1,14 +1,17 @@
 """The tiles: what they promise for any shape and device, what they prefer, and the reasons where there is none."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device
+from jaxnorm.gpu.ranking import is_full, microseconds
 from jaxnorm.gpu.tile import NoTile
-from jaxnorm.gpu.tiling import find_tile, is_worth_meeting, tile_of_rows
+from jaxnorm.gpu.tiling import find_tile, is_worth_meeting
 
 H100 = DEVICES["H100"]
 
@@ -38,7 +41,7 @@ def test_a_tile_fits_and_divides(call):
     assert tile.chunk * tile.lanes % 512 == 0
     assert tile.positions == view[1]
     outer, rows, lanes = tile.shape
-    assert outer * rows * lanes == view[0] * view[1] * view[2]
+    assert outer * rows * lanes == math.prod(view)
     # Vectors over the lanes are read and written without a check of bounds.
     assert tile.reduces == "lanes" or lanes % tile.lanes == 0
     if tile.copies == "bulk":
@@ -79,6 +82,14 @@ def test_every_row_and_lane_is_covered_once(call):
         return
     _, rows, lanes = tile.shape
     assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.parts
+    if tile.span is not None:
+        # Whole instances, from one multiple of 16 bytes to another.
+        assert tile.blocks * math.prod(tile.span) == math.prod(view)
+        assert tile.span[1] == view[1]
+        assert math.prod(tile.span) == tile.block_rows * tile.lanes
+        assert tile.chunk <= tile.block_rows <= tile.rows < tile.block_rows + tile.chunk
+        assert tile.row_bytes == 16
+        return
     if tile.reduces == "lanes":
         assert _covered([index * tile.rows for index in range(tile.blocks)], tile.rows, rows) == list(range(rows))
         assert _covered([box * tile.lanes for box in range(tile.boxes)], tile.lanes, lanes) == list(range(lanes))
@@ -109,30 +120,48 @@ def _covered(starts, width, size):
 
 @settings(max_examples=200, deadline=None)
 @given(calls)
-def test_no_tile_that_fits_keeps_more_sms_busy_or_is_wider_for_as_many(call):
+def test_no_tile_that_fits_is_ranked_before_it(call):
     view, itemsize, arrays, device = call
     tile = find_tile(view, itemsize, arrays, device)
     if isinstance(tile, NoTile) or tile.reduces != "rows" or tile.row_bytes == 16 or tile.copies != "bulk":
         return
-
-    def worth(other):
-        return min(other.thread_blocks, device.sm_count), other.row_bytes, -other.parts
-
     widths = [n // itemsize for n in (128, 64, 32) if view[2] % (n // itemsize) == 0]
     for lanes, parts in itertools.product(widths, (1, 2, 4, 8)):
         other = tile_of_rows("rows", view, lanes, parts, itemsize, arrays)
         if other.shared_memory <= device.shared_memory and is_worth_meeting(other):
             assert tile.meeting != "group"
-            assert worth(other) <= worth(tile)
+            assert rank(tile, device) <= rank(other, device)
+
+
+def rank(tile, device):
+    return not is_full(tile, device), microseconds(tile, device)
+
+
+@settings(max_examples=200, deadline=None)
+@given(calls)
+def test_the_center_comes_from_a_sixteenth_at_least(call):
+    """So that the sum of squares around it cancels as little as the tolerances allow for."""
+    tile = find_tile(*call)
+    if isinstance(tile, NoTile):
+        return
+    of = tile.extent if tile.reduces == "lanes" else tile.block_rows
+    first = tile.first_boxes * (tile.lanes if tile.reduces == "lanes" else tile.rows)
+    assert 1 <= tile.first_boxes <= tile.boxes
+    assert first * 16 >= of or tile.first_boxes == tile.boxes
+
+
+@pytest.mark.parametrize(("cluster", "per_sm", "resident"), [(1, 3, 396), (2, 1, 66), (4, 1, 31), (8, 1, 15)])
+def test_clusters_that_an_h100_holds(cluster, per_sm, resident):
+    assert H100.resident(cluster, per_sm) == resident
 
 
 @pytest.mark.parametrize(
     ("view", "itemsize", "arrays", "row_bytes", "cluster"),
     [
-        # 256 blocks of 128-byte rows; clusters of 2 would not fit
-        ((8, 4096, 256), 4, 1, 128, 4),
-        # dy too
-        ((8, 4096, 256), 4, 2, 128, 8),
+        # three blocks at once on every SM; clusters of 4 would leave room for one
+        ((8, 4096, 256), 4, 1, 128, 8),
+        # dy too: three with narrower rows
+        ((8, 4096, 256), 4, 2, 64, 8),
         # 128 blocks would leave SMs idle with wider rows
         ((16, 256, 512), 2, 1, 64, 1),
         # many small instances: no cluster
@@ -141,7 +170,7 @@ def test_no_tile_that_fits_keeps_more_sms_busy_or_is_wider_for_as_many(call):
         ((1, 65536, 64), 4, 1, 16, 8),
         # channels that only 16 bytes divide
         ((4, 1024, 12), 4, 1, 16, 1),
-        # channels-first, a cluster per instance, enough of them
+        # channels-first, a cluster per instance
         ((64, 65536, 1), 4, 1, 128, 4),
         ((2048, 4096, 1), 4, 1, 128, 1),
     ],
@@ -158,7 +187,7 @@ def test_small_instances_share_a_thread_block():
 
 def test_less_shared_memory_means_larger_clusters():
     large, small = (find_tile((512, 49152, 1), 4, 1, DEVICES[name]) for name in ("H100", "RTX 5090"))
-    assert (large.parts, small.parts) == (1, 4)
+    assert (large.parts, small.parts) == (2, 8)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +203,10 @@ def test_less_shared_memory_means_larger_clusters():
         ((8, 4096, 256), 4, 2, "A100", ("plain", "group", 1.0)),
         ((1, 262144, 64), 4, 2, "A100", ("plain", "group", 0.95)),
         ((2048, 4096, 1), 4, 1, "L40S", ("plain", "alone", 1.0)),
+        # Rows that start anywhere.
+        ((1024, 225, 1), 4, 1, "H100", ("span", "alone", 1.0)),
+        ((256, 343, 1), 2, 2, "RTX 4090", ("span", "alone", 1.0)),
+        ((32, 49, 1), 4, 1, "A100", ("span", "alone", 1.0)),
     ],
 )
 def test_ways(view, itemsize, arrays, device, how):
@@ -185,11 +218,12 @@ def test_ways(view, itemsize, arrays, device, how):
     ("view", "itemsize", "arrays", "device", "reason"),
     [
         ((8, 4096, 256), 8, 1, "H100", "these have 8 bytes"),
-        ((8, 4096, 3), 4, 1, "H100", "the 3 channels take 12 bytes"),
-        ((24, 225, 1), 4, 1, "H100", "the 225 positions of an instance take 900 bytes"),
+        ((8, 4096, 3), 4, 1, "H100", ": 3 channels take 12 bytes"),
+        ((6, 225, 1), 4, 1, "H100", "4 of 225 positions do, and 4 does not divide the 6 instances"),
+        ((64, 65025, 1), 4, 1, "H100", "4 instances of 65025 positions and 1 array take 1040400 bytes"),
         ((2, 2097152, 32), 2, 2, "A100", "16 channels of a sample.* 2 arrays take 134217728 bytes.* has 18026496"),
         ((1, 67_108_864, 1), 4, 1, "H100", "an instance of 67108864 positions and 1 array take"),
-        ((2, 9, 32), 4, 1, "A100", "an instance of 9 positions has fewer rows"),
+        ((2, 9, 32), 4, 1, "A100", "an instance of 9 positions is less than"),
         ((0, 4096, 64), 4, 1, "H100", "nothing to normalize"),
     ],
 )

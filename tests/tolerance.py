@@ -31,10 +31,15 @@ def forward(dtype, positions: int, magnitude: float) -> float:
     return (arithmetic(dtype, positions) + unit(dtype)) * magnitude + smallest(dtype)
 
 
-def input_gradient(dtype, positions: int, dx, *, scale: float, dz: float, xhat: float) -> float:
-    """Absolute tolerance of dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat)); |mean(dz * xhat)| <= max |dz|."""
+def input_gradient(dtype, positions: int, dx, *, scale: float, dz: float, xhat: float, keeps_dz: bool = False) -> float:
+    """Absolute tolerance of dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat)); |mean(dz * xhat)| <= max |dz|.
+
+    keeps_dz: the GPU kernel keeps dz in the dtype of x between its two sweeps, which rounds it where that is narrower.
+    """
     terms = scale * dz * (2 + xhat)
-    return 2 * arithmetic(dtype, positions) * terms + unit(dtype) * float(np.abs(dx).max(initial=0.0)) + smallest(dtype)
+    kept = unit(dtype) * scale * dz if keeps_dz and unit(dtype) > unit("float32") else 0.0
+    rounded = unit(dtype) * float(np.abs(dx).max(initial=0.0))
+    return 2 * arithmetic(dtype, positions) * terms + kept + rounded + smallest(dtype)
 
 
 def parameter_gradient(dtype, parameter_dtype, positions: int, absolute_sum: float) -> float:

@@ -1,5 +1,6 @@
 """What one thread block of the GPU kernels knows and does, whichever way the work is cut (see jaxnorm.gpu.tiling)."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,16 +27,17 @@ class Block:
         self.tile, self.partials = tile, partials
         self.meeting = meeting.way(tile)(tile, scratch["meeting"])
         self.rank = self.meeting.rank
-        self.outer, self.index = lax.div(self.meeting.index, tile.blocks), lax.rem(self.meeting.index, tile.blocks)
-        place = Place(self.outer, self.index, self.rank)
+        self.index = lax.rem(self.meeting.index, tile.blocks)
+        place = Place(lax.div(self.meeting.index, tile.blocks), self.index, self.rank)
         self.copies = copies.way(tile)(tile, place, sources, targets, scratch["copies"])
         self.shape, self.layout = self.copies.shape, self.copies.layout
         self.copies.start()
-        self._all_came = False
+        # Boxes that were waited for.
+        self._came = 0
 
     def for_each_instance(self, body: Callable[[], None]) -> None:
         """Runs the body once, or where the block has several instances in turn, for each of them."""
-        body()
+        self.copies.for_each_instance(body)
         self.copies.finish()
 
     # Chunks.
@@ -48,21 +50,30 @@ class Block:
         """A chunk of a target."""
         self.copies.write(number, chunk, values)
 
+    def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """Puts values where a chunk of a source is held, for the next sweep: if the block keeps the chunk."""
+        if self.keeps(chunk):
+            self.copies.keep(number, chunk, values)
+
+    def keeps(self, chunk: Chunk) -> bool:
+        """Whether the chunk is held, and has no parts that other chunks have too."""
+        return chunk.box is not None and chunk.low is None
+
     def sweep(
         self,
         step: Callable[[Chunk, Any], Any],
         carry: Any = None,
         *,
-        only_held: bool = False,
+        only_first: bool = False,
         give_back: bool = False,
     ) -> Any:
-        """carry = step(chunk, carry) for all chunks, or those in shared memory; the first sweep waits for the boxes."""
-        held = self.copies
-        wait, self._all_came = not self._all_came, True
+        """carry = step(chunk, carry) for all chunks, or those of the first boxes; waits for boxes that it needs."""
+        held, boxes, came = self.copies, self.tile.first_boxes if only_first else self.tile.boxes, self._came
+        self._came = max(came, boxes)
 
         def go_through(box: Any, carry: Any) -> Any:
-            if wait:
-                held.wait(box)
+            if came < boxes:
+                pl.when(box >= came)(functools.partial(held.wait, box))
             rows = self.tile.chunk
 
             def go(i: Any, carry: Any) -> Any:
@@ -73,8 +84,8 @@ class Block:
                 held.give_back(box)
             return carry
 
-        carry = lax.fori_loop(0, self.tile.boxes, go_through, carry)
-        if self.tile.streamed and not only_held:
+        carry = lax.fori_loop(0, boxes, go_through, carry)
+        if self.tile.streamed and not only_first:
             carry = lax.fori_loop(*held.streamed(), lambda i, carry: step(held.streamed_chunk(i), carry), carry)
         return carry
 
@@ -92,13 +103,13 @@ class Block:
     def read_values(self, ref: Ref, *leading: Any) -> jax.Array:
         """The values per instance of this block from a (outer, *leading, positions) array."""
         if self.tile.reduces == "both":
-            value: jax.Array = ref[(self.outer, *leading, 0)]
+            value: jax.Array = ref[(self.copies.outer, *leading, 0)]
             return value
         return plgpu.load(self._values(ref, leading), layout=self._vector, optimized=False)
 
     def write_values(self, ref: Ref, value: jax.Array, *leading: Any) -> None:
         if self.tile.reduces == "both":
-            ref[(self.outer, *leading, 0)] = value
+            ref[(self.copies.outer, *leading, 0)] = value
         else:
             copies.store(self._values(ref, leading), value)
 
@@ -106,9 +117,9 @@ class Block:
         """One element of each instance, the same in all blocks that share it; x is the first source."""
         match self.tile.reduces:
             case "both":
-                first: jax.Array = x[self.outer, 0, 0]
+                first: jax.Array = x[self.copies.first]
             case "rows":
-                first = plgpu.load(x.at[self.outer, 0, self._lanes], layout=self._vector, optimized=False)
+                first = plgpu.load(x.at[self.copies.outer, 0, self._lanes], layout=self._vector, optimized=False)
             case "lanes":
                 # From shared memory, where the rows beyond the last instance exist too. The sum is of one number.
                 self._wait_for_all()
@@ -133,11 +144,12 @@ class Block:
 
     def count(self, rank: Any) -> Any:
         """Positions of an instance that the block of that rank works on."""
-        return self._count(rank, self.tile.block_rows)
+        return self._count(rank, self.tile.boxes, self.tile.block_rows)
 
-    def held_count(self) -> Any:
-        """Positions of an instance that this block has in shared memory."""
-        return self._count(self.rank, self.tile.held_rows)
+    def first_count(self) -> Any:
+        """Positions of an instance that the first boxes of this block hold."""
+        tile = self.tile
+        return self._count(self.rank, tile.first_boxes, tile.first_boxes * tile.rows)
 
     def exchange(self, values: Sequence[jax.Array]) -> meeting.Parts:
         """The values of all blocks that share the instances of this one."""
@@ -150,16 +162,19 @@ class Block:
 
         return self.meeting.exchange(values, write, read)
 
-    def _count(self, rank: Any, held: int) -> Any:
+    def _count(self, rank: Any, boxes: int, rows: int) -> Any:
+        """Positions in so many boxes or rows of the block of that rank, as far as there are."""
         tile = self.tile
-        if tile.parts == 1 and not tile.streamed:
+        if tile.reduces == "lanes":
+            return jnp.float32(min(boxes * tile.lanes, tile.positions))
+        if tile.parts == 1 and rows >= min(tile.block_rows, tile.extent):
             return jnp.float32(tile.positions)
-        rows = jnp.clip(tile.extent - rank * tile.block_rows, 0, held)
-        return (rows * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
+        there = jnp.clip(tile.extent - rank * tile.block_rows, 0, rows)
+        return (there * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
 
     def _wait_for_all(self) -> None:
-        self._all_came = True
-        pl.loop(0, self.tile.boxes)(self.copies.wait)
+        pl.loop(self._came, self.tile.boxes)(self.copies.wait)
+        self._came = self.tile.boxes
 
     # Where things are.
 
@@ -175,25 +190,37 @@ class Block:
     def _values(self, ref: Ref, leading: tuple[Any, ...]) -> Ref:
         rows = self.tile.block_rows
         where = self._lanes if self.tile.reduces == "rows" else pl.ds(self.index * rows, rows)
-        return ref.at[(self.outer, *leading, where)]
+        return ref.at[(self.copies.outer, *leading, where)]
 
 
 def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, outputs: Any, dtype: Any) -> Any:
     """Runs body(*inputs, *outputs, scratch=) on every thread block of the tile."""
-    way_to_meet = meeting.way(tile)
+    way_to_copy, way_to_meet = copies.way(tile), meeting.way(tile)
     kernel = plgpu.kernel(
         body,
         out_type=outputs,
-        scratch_types={
-            "scratch": {"copies": copies.way(tile).scratch(tile, dtype), "meeting": way_to_meet.scratch(tile)}
-        },
+        scratch_types={"scratch": {"copies": way_to_copy.scratch(tile, dtype), "meeting": way_to_meet.scratch(tile)}},
         kernel_name=name,
-        compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES),
+        compiler_params=plgpu.CompilerParams(
+            reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES,
+            approx_math=approximates(dtype),
+            # A thread stores only where it loads itself. What others read passes through barriers of its own: sums
+            # across warps, boxes that are given back, meetings.
+            unsafe_no_auto_barriers=way_to_copy.has_barriers and way_to_meet.has_barriers,
+        ),
         **way_to_meet.grid(tile),
     )
     # Python numbers are 64 bits wide under jax_enable_x64: its indices would not mix with those of the grid.
     with jax.enable_x64(False):
         return kernel(*inputs)
+
+
+def approximates(dtype: Any) -> bool:
+    """Whether the activation is computed by the hardware's own functions.
+
+    They are good to 2^-22 (exp, log) or 2^-11 (tanh) of themselves, a half unit in the last place of bfloat16 is 2^-8.
+    """
+    return bool(dtype == jnp.bfloat16)
 
 
 def values_to_kernel(tile: Tile, value: jax.Array) -> jax.Array:
@@ -213,7 +240,13 @@ def values_from_kernel(tile: Tile, value: jax.Array, shape: tuple[int, ...]) -> 
 
 def values_shape(tile: Tile) -> tuple[int, int]:
     outer, _, lanes = tile.shape
-    return outer, {"rows": lanes, "both": 1, "lanes": tile.blocks * tile.block_rows}[tile.reduces]
+    match tile.reduces:
+        case "rows":
+            return outer, lanes
+        case "lanes":
+            return outer, tile.blocks * tile.block_rows
+        case "both":
+            return (outer if tile.span is None else tile.blocks * tile.span[0]), 1
 
 
 def values_type(tile: Tile, *leading: int) -> jax.ShapeDtypeStruct:

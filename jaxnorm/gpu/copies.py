@@ -10,7 +10,7 @@ What a block does not hold (Tile.streamed) it reads from global memory each time
 import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +53,14 @@ class Chunk:
 
 
 class Copies(abc.ABC):
-    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish."""
+    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish.
+
+    Attributes:
+      has_barriers: whether what one thread writes and another or a copy reads passes through a barrier that stands
+        here; else the compiler puts two around every store.
+    """
+
+    has_barriers = False
 
     def __init__(
         self, tile: Tile, place: Place, sources: Sequence[Ref], targets: Sequence[Ref], buffers: Sequence[Ref]
@@ -61,6 +68,9 @@ class Copies(abc.ABC):
         self.tile, self.place = tile, place
         self.sources, self.targets, self.buffers = sources, targets, buffers
         self.shape, self.layout = (tile.chunk, tile.lanes), registers(tile.lanes)
+        # Which of the outer, and where the instance begins.
+        self.outer = place.outer
+        self.first: tuple[Any, ...] = (place.outer, 0, 0)
 
     @staticmethod
     @abc.abstractmethod
@@ -99,6 +109,11 @@ class Copies(abc.ABC):
             where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
         return plgpu.load(where, layout=self.layout, optimized=False).astype(jnp.float32)
 
+    def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        """Puts values where a chunk of a source is held."""
+        buffer = self.buffers[number]
+        store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
+
     def streamed(self) -> tuple[Any, Any]:
         """The first and the last but one of the chunks that are not held."""
         tile = self.tile
@@ -113,6 +128,10 @@ class Copies(abc.ABC):
         if tile.extent % tile.chunk == 0:
             return Chunk(None, None, pl.multiple_of(start, tile.chunk))
         return Chunk(None, None, jnp.minimum(start, tile.extent - tile.chunk), low=start)
+
+    def for_each_instance(self, body: Callable[[], None]) -> None:
+        """Runs the body once for all instances that are computed side by side."""
+        body()
 
     def chunks(self, box: Any) -> tuple[Any, Any]:
         """The first and the last but one of the chunks of a box."""
@@ -152,6 +171,9 @@ class Copies(abc.ABC):
 class Bulk(Copies):
     """One copy and one barrier per box; beyond the end of the array zeros come, and what is stored there is dropped."""
 
+    # A chunk lies in the same registers each time, so a thread reads only what it wrote itself.
+    has_barriers = True
+
     def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
         super().__init__(tile, place, sources, targets, scratch["buffers"])
         self.loaded = scratch["loaded"]
@@ -180,7 +202,8 @@ class Bulk(Copies):
             plgpu.copy_smem_to_gmem(buffer.at[box], target.at[self._box(box)])
 
     def finish(self) -> None:
-        plgpu.wait_smem_to_gmem(0)
+        # Shared memory must be read before the block leaves; that the stores arrive, the end of the kernel waits for.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     def chunk(self, box: Any, row: Any) -> Chunk:
         tile = self.tile
@@ -192,9 +215,8 @@ class Bulk(Copies):
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
         if chunk.box is None:
             self._store(number, chunk, values)
-            return
-        buffer = self.buffers[number]
-        store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
+        else:
+            self.keep(number, chunk, values)
 
     def _first_row(self, box: Any) -> Any:
         return self.place.rank * self.tile.block_rows + box * self.tile.rows
@@ -255,6 +277,83 @@ class Plain(Copies):
         return jnp.minimum(self._unmoved(box), self.tile.extent - self.tile.rows)
 
 
+class Span(Copies):
+    """Instances that follow each other in memory, one after the other: each has a part of the chunks that it begins in.
+
+    The span starts and ends at multiples of 16 bytes, which its instances do not.
+    """
+
+    def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
+        super().__init__(tile, place, sources, targets, scratch)
+        self.begin: Any = 0
+
+    @staticmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        return [plgpu.SMEM((tile.rows, tile.lanes), dtype)] * tile.arrays
+
+    def start(self) -> None:
+        self._through_registers(self.sources, self.buffers, into=True)
+
+    def wait(self, box: Any) -> None:
+        """Everything is there after start."""
+
+    def give_back(self, box: Any) -> None:
+        """The chunks at its ends belong to other instances too: everything goes back at last."""
+
+    def finish(self) -> None:
+        self._through_registers(self.targets, self.buffers, into=False)
+
+    def for_each_instance(self, body: Callable[[], None]) -> None:
+        instances, positions = self.tile.span or (0, 0)
+
+        @pl.loop(0, instances)
+        def _(instance: Any) -> None:
+            self.begin, self.outer = instance * positions, self.place.index * instances + instance
+            first = self.outer * positions
+            self.first = (0, lax.div(first, self.tile.lanes), lax.rem(first, self.tile.lanes))
+            body()
+
+    def chunks(self, box: Any) -> tuple[Any, Any]:
+        size = self.tile.chunk * self.tile.lanes
+        end = self.begin + self.tile.positions
+        return lax.div(self.begin, size), lax.div(end + (size - 1), size)
+
+    def chunk(self, box: Any, row: Any) -> Chunk:
+        return Chunk(box, row, row, low=self.begin, high=self.begin + self.tile.positions)
+
+    def read(self, number: int, chunk: Chunk) -> jax.Array:
+        # What is not finite in one instance must not get into the sums of the next.
+        return self.inside(self._held(number, chunk).astype(jnp.float32), chunk)
+
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        others, buffer = self._held(number, chunk), self.buffers[number]
+        own = jnp.where(self._counts(chunk), values.astype(buffer.dtype), others)
+        store(buffer.at[pl.ds(chunk.row, self.tile.chunk)], own)
+
+    def _held(self, number: int, chunk: Chunk) -> jax.Array:
+        where = self.buffers[number].at[pl.ds(chunk.row, self.tile.chunk)]
+        held: jax.Array = plgpu.load(where, layout=self.layout, optimized=False)
+        return held
+
+    def _positions(self, chunk: Chunk) -> jax.Array:
+        rows, lanes = (plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=self.layout) for axis in (0, 1))
+        index: jax.Array = (rows + chunk.start) * self.tile.lanes + lanes
+        return index
+
+    def _through_registers(self, arrays: Sequence[Ref], buffers: Sequence[Ref], *, into: bool) -> None:
+        """All rows of the span, the last ones twice where they are no whole chunk."""
+        rows, chunk = self.tile.block_rows, self.tile.chunk
+
+        @pl.loop(0, self.tile.rows, step=chunk)
+        def _(row: Any) -> None:
+            row = jnp.minimum(row, rows - chunk)
+            for array, buffer in zip(arrays, buffers, strict=False):
+                where = array.at[0, pl.ds(self.place.index * rows + row, chunk)]
+                held = buffer.at[pl.ds(row, chunk)]
+                source, target = (where, held) if into else (held, where)
+                store(target, plgpu.load(source, layout=self.layout, optimized=False))
+
+
 class Asynchronous(Plain):
     """With cp.async: the boxes are on their way all at once, and counted as they come."""
 
@@ -307,8 +406,8 @@ def _nothing_asynchronously() -> None:
 
 def way(tile: Tile) -> type[Copies]:
     """The class for a tile."""
-    if tile.copies == "bulk":
-        return Bulk
+    if tile.copies in ("bulk", "span"):
+        return Bulk if tile.copies == "bulk" else Span
     # cp.async moves 16 bytes per thread, 4 warps side by side; the interpreter and JAX before 0.12 do not have it.
     whole = tile.rows % 32 == 0 and tile.row_bytes > 16
     return Asynchronous if whole and not interpreted() and hasattr(plgpu, "wait_gmem_to_smem") else Plain

@@ -8,6 +8,9 @@ import jax
 
 # Of compute capability 8.0; of 9.0 and 10.x; of 8.6, 8.9 and 12.x.
 _AMPERE_SHARED, _HOPPER_SHARED, _SMALL_SHARED = 163 * 1024, 227 * 1024, 99 * 1024
+_GPCS = {132: (18, 18, 18, 16, 16, 16, 16, 14), 148: (20, 20, 18, 18, 18, 18, 18, 18)}
+# Per microsecond, by major compute capability.
+_BYTES_PER_SM = {8: 17e3, 9: 23e3, 10: 48e3, 12: 10e3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +26,24 @@ class Device:
     compute_capability: tuple[int, int]
     sm_count: int
     shared_memory: int
+
+    @property
+    def gpcs(self) -> tuple[int, ...]:
+        """SMs of each graphics processing cluster; a thread block cluster has to fit into one.
+
+        Counts differ between chips of one product. An H100 is seen to hold 15 clusters of 8; the others are guessed.
+        """
+        whole, rest = divmod(self.sm_count, 16)
+        return _GPCS.get(self.sm_count, (16,) * whole + (rest,) * (rest > 0))
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per microsecond that a large copy moves: nine tenths of the data sheet, from what an SM has of it."""
+        return self.sm_count * _BYTES_PER_SM.get(self.compute_capability[0], 10e3)
+
+    def resident(self, cluster: int, per_sm: int) -> int:
+        """Clusters of so many thread blocks that run at once, with so many blocks on each SM."""
+        return max(1, sum(sms * per_sm // cluster for sms in self.gpcs))
 
 
 DEVICES = {

@@ -6,7 +6,8 @@ and what the kernel evaluates is the same equations on its own arrays, with a sm
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -75,6 +76,20 @@ def _erfc(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < 1, 1 - near, jnp.where(x < 0, 2 - far, far))
 
 
+# erfc(x) exp(x^2) / t in powers of t = 1 / (1 + p x), good to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26).
+_ERFC_P, _ERFC_SHORT = 0.3275911, (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+
+
+def _short_erf(x: jax.Array) -> jax.Array:
+    t = 1 / (1 + _ERFC_P * jnp.abs(x))
+    far = 1 - t * _polynomial(_ERFC_SHORT, t) * jnp.exp(-(x * x))
+    return jnp.where(x < 0, -far, far)
+
+
+def _tanh_of_exp(x: jax.Array) -> jax.Array:
+    return 1 - 2 / (1 + jnp.exp(2 * x))
+
+
 def _polynomial(coefficients: Sequence[Any], x: Any) -> Any:
     *lower, highest = coefficients
     return functools.reduce(lambda value, coefficient: value * x + coefficient, reversed(lower), highest + 0 * x)
@@ -88,7 +103,15 @@ def _integer_pow(x: jax.Array, exponent: int) -> jax.Array:
     return power if exponent >= 0 else 1 / power
 
 
-_SUBSTITUTES: dict[str, Callable[..., jax.Array]] = {
+# For results in bfloat16, with the hardware's own functions (see jaxnorm.gpu.block.approximates): good to 2^-22 of 1.
+APPROXIMATE: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+    {"erf": _short_erf, "erfc": lambda x: 1 - _short_erf(x)}
+)
+# The hardware's tanh is good to 2^-11, which leaves little of 1 - tanh(x)^2 where that is small.
+APPROXIMATE_IN_DERIVATIVES = MappingProxyType({**APPROXIMATE, "tanh": _tanh_of_exp})
+
+_Substitutes = dict[str, Callable[..., jax.Array]]
+_SUBSTITUTES: _Substitutes = {
     "add_any": jnp.add,
     "erf": _erf,
     "erfc": _erfc,
@@ -132,20 +155,30 @@ def first_uncovered(activation: Callable[..., jax.Array] | None, captures: int =
     return next((name for traced in traces for name in _uncovered(traced.jaxpr)), None)
 
 
-def evaluate(traced: Traced, *arguments: jax.Array) -> jax.Array:
+def primitives(traced: Traced) -> Iterator[str]:
+    """The names of what the traced function computes: one for each equation that is not an identity."""
+    return _names(traced.jaxpr)
+
+
+def evaluate(
+    traced: Traced, *arguments: jax.Array, substitutes: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
+) -> jax.Array:
     """The one result of the traced function, inside a kernel: see evaluate_all."""
-    (result,) = evaluate_all(traced, *arguments)
+    (result,) = evaluate_all(traced, *arguments, substitutes=substitutes)
     return result
 
 
-def evaluate_all(traced: Traced, *arguments: jax.Array) -> list[jax.Array]:
+def evaluate_all(
+    traced: Traced, *arguments: jax.Array, substitutes: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
+) -> list[jax.Array]:
     """The results of the traced function, inside a kernel, each in the shape of the first argument.
 
     Args:
       traced: of trace or trace_pullback.
       arguments: arrays of the shape of the first, or scalars.
+      substitutes: for further primitives: APPROXIMATE or APPROXIMATE_IN_DERIVATIVES.
     """
-    results = _evaluate(traced.jaxpr, traced.consts, arguments)
+    results = _evaluate(traced.jaxpr, traced.consts, arguments, _SUBSTITUTES | dict(substitutes))
     return [_full(result, arguments[0].shape) for result in results]
 
 
@@ -164,6 +197,15 @@ def _uncovered(jaxpr: _Jaxpr) -> Iterator[str]:
                 yield f"{name} to {wide}"
 
 
+def _names(jaxpr: _Jaxpr) -> Iterator[str]:
+    for equation in jaxpr.eqns:
+        inner = _inner(equation)
+        if inner is not None:
+            yield from _names(inner[0])
+        elif not _is_identity(equation):
+            yield equation.primitive.name
+
+
 def _is_identity(equation: _Equation) -> bool:
     # Inside shard_map JAX ends the pullback of a product with a sum over no axes.
     sums_nothing = equation.primitive.name == "reduce_sum" and not equation.params["axes"]
@@ -180,7 +222,7 @@ def _inner(equation: _Equation) -> tuple[_Jaxpr, Any] | None:
     return getattr(called, "jaxpr", called), getattr(called, "consts", ())
 
 
-def _evaluate(jaxpr: _Jaxpr, consts: Any, arguments: Any) -> list[Any]:
+def _evaluate(jaxpr: _Jaxpr, consts: Any, arguments: Any, substitutes: _Substitutes) -> list[Any]:
     values: dict[Any, Any] = dict(
         zip((*jaxpr.constvars, *jaxpr.invars), (*map(_scalar, consts), *arguments), strict=True)
     )
@@ -191,12 +233,15 @@ def _evaluate(jaxpr: _Jaxpr, consts: Any, arguments: Any) -> list[Any]:
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
         inner = _inner(equation)
-        outputs = _evaluate(*inner, inputs) if inner is not None else [_apply(equation, inputs)]
+        if inner is not None:
+            outputs = _evaluate(*inner, inputs, substitutes)
+        else:
+            outputs = [_apply(equation, inputs, substitutes)]
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(equation: _Equation, inputs: list[Any]) -> Any:
+def _apply(equation: _Equation, inputs: list[Any], substitutes: _Substitutes) -> Any:
     name = equation.primitive.name
     if _is_identity(equation):
         return inputs[0]
@@ -205,8 +250,8 @@ def _apply(equation: _Equation, inputs: list[Any]) -> Any:
     inputs = [_full(value, shape) for value in inputs]
     if name == "integer_pow":
         return _integer_pow(inputs[0], equation.params["y"])
-    if name in _SUBSTITUTES:
-        return _SUBSTITUTES[name](*inputs)
+    if name in substitutes:
+        return substitutes[name](*inputs)
     # The kernel's functions have one accuracy, that of the CUDA math library.
     parameters = equation.params | ({"accuracy": None} if "accuracy" in equation.params else {})
     return equation.primitive.bind(*inputs, **parameters)

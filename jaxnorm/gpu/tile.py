@@ -11,15 +11,18 @@ canonical view (B, R, K) of jaxnorm.layout is cut in one of three ways:
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 Reduces = Literal["rows", "both", "lanes"]
 # See jaxnorm.gpu.copies and jaxnorm.gpu.meeting.
-Copies = Literal["bulk", "plain"]
+Copies = Literal["bulk", "plain", "span"]
 Meeting = Literal["alone", "cluster", "group"]
 
 # Sums across the warps of a thread block pass through this much shared memory.
-REDUCTION_SCRATCH_BYTES = 8 * 1024
+REDUCTION_SCRATCH_BYTES = 2 * 1024
+# Around the mean of that part of the numbers, the sum of squares is at most 1 + 16 times that around their own mean.
+_BOXES_PER_CENTER = 16
 # An mbarrier takes 8 bytes; buffers start at multiples of 1024 bytes.
 _BARRIER_BYTES = 8
 _BUFFER_ALIGNMENT = 1024
@@ -52,6 +55,8 @@ class Tile:
       copies: how its part comes into shared memory and goes back.
       meeting: how the blocks that share an instance meet.
       streamed: further rows of a thread block, which it does not hold but reads twice.
+      span: how many instances a thread block holds one after the other, and the positions of each. The shape is
+        (1, B * R // lanes, lanes) then, and the one box has whole chunks, which may be more rows than the span has.
     """
 
     reduces: Reduces
@@ -66,6 +71,7 @@ class Tile:
     copies: Copies = "bulk"
     meeting: Meeting = "alone"
     streamed: int = 0
+    span: tuple[int, int] | None = None
 
     @property
     def held_rows(self) -> int:
@@ -73,15 +79,24 @@ class Tile:
         return self.rows if self.reduces == "lanes" else self.rows * self.boxes
 
     @property
+    def first_boxes(self) -> int:
+        """Boxes whose mean is the center of the sums: a sixteenth of what the block works on, at least."""
+        of = self.boxes if self.reduces == "lanes" else -(-self.block_rows // self.rows)
+        return min(self.boxes, -(-of // _BOXES_PER_CENTER))
+
+    @property
     def block_rows(self) -> int:
         """Rows of x that one thread block works on."""
+        if self.span is not None:
+            return math.prod(self.span) // self.lanes
         return self.held_rows + self.streamed
 
     @property
     def blocks(self) -> int:
         """Thread blocks, or clusters or groups of them, side by side for each of the outer."""
         _, rows, lanes = self.shape
-        return {"rows": lanes // self.lanes, "both": 1, "lanes": -(-rows // self.block_rows)}[self.reduces]
+        side_by_side = rows // self.block_rows if self.span else 1
+        return {"rows": lanes // self.lanes, "both": side_by_side, "lanes": -(-rows // self.block_rows)}[self.reduces]
 
     @property
     def thread_blocks(self) -> int:
@@ -102,6 +117,8 @@ class Tile:
     @property
     def positions(self) -> int:
         """Of an instance: the number that its sums are divided by."""
+        if self.span is not None:
+            return self.span[1]
         return self.extent * (self.lanes if self.reduces == "both" else 1)
 
     @property

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import pallas_kernel
+from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.gpu.tiling import find_tile, tile_of_rows
+from jaxnorm.gpu.tiling import find_tile
 from jaxnorm.report import stopwatch
 from jaxnorm.xla import Statistics
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jax import lax
 
 from jaxnorm import scaling
 from jaxnorm.arguments import AxisName
-from jaxnorm.reference import statistics_dtype
 from jaxnorm.sums import cpu, gpu
 
 # The share of an instance whose mean serves as the provisional center. A smaller share reads less and cancels more.
@@ -35,18 +34,9 @@ class Positions(NamedTuple):
     split_by_jit: bool
     platform: Platform
 
-    def count(self, x: jax.Array, where: jax.Array | None = None) -> Any:
-        """The positions of an instance, a number; with a mask those that count, one value per instance."""
-        own = self.own_count(x, where)
-        return own * self.devices if where is None else self.add_up(own)
-
-    def own_count(self, x: jax.Array, where: jax.Array | None = None) -> Any:
-        """Those of this device."""
-        if where is None:
-            return math.prod(x.shape[axis] for axis in self.axes)
-        # A mask of size 1 along an axis stands for all positions there.
-        repeated = math.prod(x.shape[axis] for axis in self.axes if where.shape[axis] == 1)
-        return jnp.sum(where, axis=self.axes, keepdims=True, dtype=statistics_dtype(x.dtype)) * repeated
+    def count(self, x: jax.Array) -> int:
+        """The positions of an instance."""
+        return math.prod(x.shape[axis] for axis in self.axes) * self.devices
 
     @property
     def devices(self) -> int:
@@ -58,34 +48,55 @@ class Positions(NamedTuple):
         return values if self.axis_name is None else lax.psum(values, self.axis_name)
 
 
-def provisional_center(
-    x: jax.Array, where: jax.Array | None, dtype: jax.typing.DTypeLike, positions: Positions
-) -> jax.Array:
-    """A number near the mean: the mean of a corner of the instance, or of all that count where there is a mask.
+def provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Positions) -> jax.Array:
+    """A number near the mean: the mean of a corner of the instance.
 
     The variance is then mean(d^2) - mean(d)^2 with d = x - center, and what cancels is mean(d)^2. The mean of any
     subset that holds a share f of the instance obeys (center - mean)^2 <= variance * (1 - f) / f (Cauchy-Schwarz on
     the subset's indicator), whatever the data. So mean(d^2) <= variance / f, and the rounding error of the variance
     grows by at most 1 / f: 16 for f = 1/16, about 1e-6 relative in float32. The corners of all devices together are
-    such a subset too. Where jit may split the positions, it is all of them; and of what a mask counts no share is known
-    to lie in the corner.
+    such a subset too. Where jit may split the positions, it is all of them.
     """
-    rows = x if positions.split_by_jit or where is not None else _corner(x, positions.axes)
+    corner = x if positions.split_by_jit else _corner(x, positions.axes)
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
     first = _first(x, positions).astype(dtype)
-    if where is not None:
-        first = jnp.where(_first(where, positions), first, 0)
+    scale = scaling.of(first)
+    (total,) = over_positions(lambda x: (x.astype(dtype) * scale - first * scale,), (corner,), positions)
+    center = first + total / scale / math.prod(corner.shape[axis] for axis in positions.axes)
+    return _finite(positions.add_up(center / positions.devices))
+
+
+def masked_center(
+    x: jax.Array, where: jax.Array, dtype: jax.typing.DTypeLike, positions: Positions
+) -> tuple[jax.Array, jax.Array]:
+    """The mean of the positions that count, as a provisional center, and their number.
+
+    Of all of them: no share of what a mask counts is known to lie in a corner.
+    """
+    first = jnp.where(_first(where, positions), _first(x, positions), 0).astype(dtype)
     scale = scaling.of(first)
 
-    def terms(rows: jax.Array, where: jax.Array | None) -> tuple[jax.Array]:
-        deviation = rows.astype(dtype) * scale - first * scale
-        return (deviation if where is None else jnp.where(where, deviation, 0),)
+    # A mask as large as x is counted by the pass that reads it anyway, a smaller one for less.
+    is_large = where.size == x.size
 
-    mask = None if where is None else jnp.broadcast_to(where, rows.shape)
-    (total,) = over_positions(terms, (rows, mask), positions)
-    own, count = positions.own_count(rows, where), positions.count(rows, where)
-    center = positions.add_up(total / count / scale + first * (own / count))
-    # Where the sum overflows, a number that is the same on every device.
+    def terms(x: jax.Array, where: jax.Array) -> tuple[jax.Array, ...]:
+        deviation = jnp.where(where, x.astype(dtype) * scale - first * scale, 0)
+        return (deviation, where.astype(dtype)) if is_large else (deviation,)
+
+    total, *counted = over_positions(terms, (x, jnp.broadcast_to(where, x.shape)), positions)
+    own = counted[0] if is_large else _count(where, x.shape, dtype, positions)
+    count = positions.add_up(own)
+    return _finite(positions.add_up(total / count / scale + first * (own / count))), count
+
+
+def _count(where: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, positions: Positions) -> jax.Array:
+    """What a mask that is repeated along some axes of an array of that shape counts."""
+    repeated = math.prod(shape[axis] for axis in positions.axes if where.shape[axis] == 1)
+    return jnp.sum(where, axis=positions.axes, keepdims=True, dtype=dtype) * repeated
+
+
+def _finite(center: jax.Array) -> jax.Array:
+    """Where the sum overflows, a number that is the same on every device."""
     return jnp.where(jnp.isfinite(center), center, 0)
 
 
@@ -128,5 +139,10 @@ def over_positions(
     if positions.split_by_jit or positions.platform == "tpu":
         return tuple(jnp.sum(term, axis=positions.axes, keepdims=True) for term in terms(*arrays))
     if positions.platform == "cpu":
-        return cpu.sum_parts(terms, *arrays)
+        return cpu.sum_tree(terms, *arrays)
     return gpu.sum_chunks(terms(*arrays))
+
+
+def in_one_loop(values: tuple[jax.Array, ...], positions: Positions) -> tuple[jax.Array, ...]:
+    """Per-instance values that have much in common, in the form that the platform computes best."""
+    return cpu.in_one_loop(values) if positions.platform == "cpu" else values

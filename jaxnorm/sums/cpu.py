@@ -1,39 +1,112 @@
 """Sums for CPUs."""
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Parts of the rows that are added element by element on a CPU.
-_PARTS = 16
+Terms = Callable[..., tuple[jax.Array, ...]]
+
+# How many rows one loop adds up, the best first. LLVM unrolls a loop over so many completely and then computes
+# neighbouring sums side by side, in vectors; where it does not, because there are more rows or the terms are long, it
+# computes one after the other, at a fifth of the speed. Nor should there be fewer: the sums are written and read again.
+_OF_TERMS, _OF_LONG_TERMS = (8, 9, 10, 7, 6), (2,)
+# Operations. The backward pass of a ReLU has 10, of silu 13, of gelu 25 and more.
+_LONG = 24
+# Rows of sums, which are but loaded and added, that one loop adds up: LLVM unrolls over 32; of so few numbers that the
+# library does not take them, any loop is fast enough.
+_LAST, _LAST_OF_FEW = 32, 64
+_FEW = 4096
 
 
-def sum_parts(terms: Callable[..., tuple[jax.Array, ...]], *arrays: Any) -> tuple[jax.Array, ...]:
-    """Of views: sixteen equal parts of the rows are added up element by element first, then their rows.
+def sum_tree(terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
+    """Of views: a few rows at a time, all terms in one reduction, and then their sums.
 
-    XLA for CPU writes what it sums to memory before it sums it, except for sums of the plain input. Here it computes
-    the terms of all parts in one loop and writes a sixteenth. The parts are cut from the arrays, not from the terms:
-    cut from the terms, all are computed before.
+    A reduction of a single term XLA for CPU hands to a library (YNNPACK), and with it the term, which the library
+    writes to memory before it adds it up. A reduction of several terms XLA compiles itself, into a loop that reads each
+    array once. What the library does well are long sums of what is in memory already.
     """
+    traced = jax.make_jaxpr(terms)(*arrays)
+    ways = _OF_LONG_TERMS if _operations(traced) > _LONG else _OF_TERMS
+    return _sum(terms, arrays, ways) if len(traced.out_avals) > 1 else _sum_of_one(terms, arrays, ways)
 
-    def of_rows(start: int, stop: int) -> tuple[jax.Array, ...]:
-        rows = jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=1), arrays)
-        return terms(*rows)
 
-    def add(*terms: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(functools.reduce(jnp.add, same) for same in zip(*terms, strict=True))
+def in_one_loop(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The values, of one shape: XLA for CPU computes all that they have in common once, not once for each of them."""
+    return tuple(lax.optimization_barrier(jnp.stack(values)))
 
-    def total(terms: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        return tuple(jnp.sum(term, axis=1, keepdims=True) for term in terms)
 
-    count = arrays[0].shape[1]
-    part = count // _PARTS
-    rest = total(of_rows(part * _PARTS, count))
-    if part == 0:
-        return rest
-    added = lax.optimization_barrier(add(*(of_rows(i * part, (i + 1) * part) for i in range(_PARTS))))
-    return add(total(added), rest) if count % _PARTS else total(added)
+def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[jax.Array, ...]:
+    count = _count(arrays)
+    if count <= max(ways):
+        return _sum_rows(terms(*arrays))
+    # Rows left over are one more loop, unless there are no more than two.
+    way = min(ways, key=lambda way: count % way)
+    # The rows that are added are far apart: so neighbours stay neighbours.
+    far = count // way
+    added = _sum_rows(tuple(map(_split(way), terms(*_rows(arrays, 0, far * way)))))
+    # Else XLA computes the sums again for each of their uses.
+    total = _sum_of_sums(lax.optimization_barrier(tuple(value.squeeze(1) for value in added)))
+    if count % way == 0:
+        return total
+    return tuple(map(jnp.add, total, _sum_rows(terms(*_rows(arrays, far * way, count)))))
+
+
+def _sum_of_one(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[jax.Array, ...]:
+    """Of a single term: that of one half of the rows is one term, that of the other half another."""
+    count = _count(arrays)
+    half = count // 2
+    if half == 0:
+        return terms(*arrays)
+
+    def both(*halves: Any) -> tuple[jax.Array, ...]:
+        return *terms(*halves[: len(arrays)]), *terms(*halves[len(arrays) :])
+
+    first, second = _sum(both, (*_rows(arrays, 0, half), *_rows(arrays, half, 2 * half)), ways)
+    total = first + second
+    return (total + terms(*_rows(arrays, count - 1, count))[0] if count % 2 else total,)
+
+
+def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    if values[0].shape[1] <= (_LAST_OF_FEW if values[0].size < _FEW else _LAST):
+        return _sum_rows(values)
+    # The barrier keeps what follows from the library, which takes that too where it has 4096 elements.
+    totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=1, keepdims=True) for value in values))
+    return tuple(totals)
+
+
+def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Over axis 1, which is kept at size 1."""
+    count = values[0].shape[1]
+    if count <= 2:
+        return values if count == 1 else tuple(value[:, :1] + value[:, 1:] for value in values)
+    zeros = tuple(jnp.zeros((), value.dtype) for value in values)
+    sums = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), (1,))
+    return tuple(jnp.expand_dims(value, 1) for value in sums)
+
+
+def _split(way: int) -> Callable[[jax.Array], jax.Array]:
+    """(B, R, K) to (B, way, R / way, K)."""
+    return lambda value: value.reshape(value.shape[0], way, value.shape[1] // way, *value.shape[2:])
+
+
+def _rows(arrays: tuple[Any, ...], start: int, stop: int) -> tuple[Any, ...]:
+    rows: tuple[Any, ...] = jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=1), arrays)
+    return rows
+
+
+def _count(arrays: tuple[Any, ...]) -> int:
+    count: int = jax.tree.leaves(arrays)[0].shape[1]
+    return count
+
+
+def _operations(jaxpr: Any) -> int:
+    """Of a jaxpr and all that it calls."""
+
+    def of(equation: Any) -> int:
+        called = [value for value in equation.params.values() if hasattr(value, "eqns")]
+        return sum(map(_operations, called)) if called else 1
+
+    return sum(map(of, jaxpr.eqns))

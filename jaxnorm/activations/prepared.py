@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm import comparable, positionwise, replay
+from jaxnorm.activations import comparable, positionwise, replay
 from jaxnorm.arguments import Activation, shown, without_addresses
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
+from jaxnorm.activations.positionwise import Open, called, inner_counts
 from jaxnorm.placement import vary_together
-from jaxnorm.positionwise import Open, called, inner_counts
 
 # They say where a value is, and how it varies over devices.
 _PLACES = frozenset(["mesh_cast", "pcast", "pvary", "reshard", "sharding_constraint"])

@@ -1,0 +1,155 @@
+"""What the norms of small networks cost in a training step: time, memory, and time to compile.
+
+    python benchmarks/networks.py
+
+Each network is trained without norms, with Flax's layer, with jaxnorm's layer and a separate activation after it, and
+with jaxnorm's layer that computes the activation. The cost of the norms is the time of the step less that of the step
+without norms. Steps take turns; times to compile are CPU seconds of a process that had compiled such a step before.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+try:
+    import flax.linen as nn
+    import jax
+    from contenders import BASELINE
+    from generator import Generator
+    from hlo import instructions
+    from layers import LAYERS, Layer
+    from report import add_output_options, describe, machine, progress, publish, table
+    from segmentation import UNet, gradient_descent
+    from turns import Spread, take_turns, wall_turn
+except ModuleNotFoundError as error:
+    sys.exit(f"networks: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, the images that it takes and the shape of what it gives."""
+
+    make: Callable[[Layer], nn.Module]
+    images: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+NETWORKS = {
+    "ResNet generator": Network(Generator, (1, 128, 128, 3), (1, 128, 128, 3)),
+    "2-D U-Net": Network(UNet, (4, 96, 96, 1), (4, 96, 96)),
+    "3-D U-Net": Network(lambda norm: UNet(norm, features=(8, 16, 32)), (1, 32, 32, 32, 1), (1, 32, 32, 32)),
+}
+TINY = {"tiny": Network(lambda norm: UNet(norm, features=(2, 3)), (1, 4, 4, 1), (1, 4, 4))}
+WITHOUT = "no norm"
+COMPARED = (BASELINE, "jaxnorm, activation apart", "jaxnorm")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A step of a network with one kind of layer.
+
+    Attributes:
+      seconds: of the step.
+      temporary: bytes beside arguments and results.
+      compile_seconds: CPU time to trace, lower and compile.
+      instructions: of the compiled module.
+    """
+
+    network: str
+    layer: str
+    seconds: Spread
+    temporary: int
+    compile_seconds: Spread
+    instructions: int
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = NETWORKS | TINY
+    parser.add_argument("--networks", nargs="+", choices=names, default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--seconds", type=float, default=30, help="for the rounds of a network (default 30)")
+    parser.add_argument("--compilations", type=int, default=5, help="of each step (default 5)")
+    add_output_options(parser, plot=False)
+    chosen = parser.parse_args(argv)
+    results = [
+        result
+        for name in progress(chosen.networks, "training")
+        for result in measure(name, names[name], chosen.seconds, max(chosen.compilations, 2))
+    ]
+    facts = machine()
+    publish(chosen, report(results, facts), {"machine": facts, "results": results})
+
+
+def measure(name: str, network: Network, seconds: float, compilations: int) -> list[Result]:
+    """A result per kind of layer."""
+    x, target = (jax.random.normal(jax.random.key(seed), s) for seed, s in enumerate((network.images, network.target)))
+    models = {layer: network.make(LAYERS[layer]) for layer in (WITHOUT, *COMPARED)}
+    given = {layer: (jax.jit(model.init)(jax.random.key(2), x), x, target) for layer, model in models.items()}
+    compiled, taken = {}, {layer: [] for layer in models}
+    for _ in range(compilations + 1):
+        for layer, model in models.items():
+            cpu_seconds, compiled[layer] = compile_step(gradient_descent(model), given[layer])
+            taken[layer].append(cpu_seconds)
+    steps = take_turns({layer: wall_turn(compiled[layer], *given[layer]) for layer in models}, seconds)
+    return [
+        Result(
+            network=name,
+            layer=layer,
+            seconds=Spread.of(steps[layer]),
+            temporary=compiled[layer].memory_analysis().temp_size_in_bytes,
+            # What is imported or set up once per process falls into the first.
+            compile_seconds=Spread.of(taken[layer][1:]),
+            instructions=instructions(compiled[layer].as_text()),
+        )
+        for layer in models
+    ]
+
+
+def compile_step(step: Callable[..., Any], given: tuple[Any, ...]) -> tuple[float, Any]:
+    """CPU seconds to trace, lower and compile, and what comes out."""
+    jax.clear_caches()
+    start = time.process_time()
+    compiled = jax.jit(step).lower(*given).compile()
+    return time.process_time() - start, compiled
+
+
+def report(results: list[Result], facts: dict[str, Any]) -> str:
+    """A table per figure; all beside Flax's."""
+    by = {(r.network, r.layer): r for r in results}
+    networks = list(dict.fromkeys(r.network for r in results))
+
+    def rows(value: Callable[[Result], float], scale: float, form: str) -> list[list[str]]:
+        def cell(name: str, layer: str) -> str:
+            ours, flax = value(by[name, layer]), value(by[name, BASELINE])
+            return f"{ours * scale:{form}} ({ours / flax:.2f})"
+
+        return [[name, *(cell(name, layer) for layer in COMPARED)] for name in networks]
+
+    def cost(r: Result) -> float:
+        return r.seconds.median - by[r.network, WITHOUT].seconds.median
+
+    header = ["", *COMPARED]
+    return "\n\n".join(
+        [
+            "# Networks with norms",
+            f"{describe(facts)}. A training step in float32, in parentheses in multiples of Flax's.",
+            "## What the norms add to a step, ms",
+            table(header, rows(cost, 1e3, ".1f")),
+            "## A step, ms",
+            table(header, rows(lambda r: r.seconds.median, 1e3, ".1f")),
+            "## Temporary memory, MiB",
+            table(header, rows(lambda r: r.temporary, 2**-20, ".1f")),
+            "## Trace, lower and compile, CPU seconds",
+            table(header, rows(lambda r: r.compile_seconds.median, 1, ".2f")),
+            "## Instructions of the compiled module",
+            table(header, rows(lambda r: r.instructions, 1, ".0f")),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

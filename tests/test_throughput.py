@@ -1,0 +1,144 @@
+"""What the throughput benchmark counts and models, on code and kernels whose answer is known."""
+
+import json
+
+import machine_code
+import pytest
+import replay
+import throughput
+import timeline
+from timeline import CHIPS, Sweep, Work
+
+# Warp instructions per 32 elements, forward and backward, and the least modelled share of a copy.
+GOALS = {
+    ("float32", "relu"): (9, 15, 0.72),
+    ("float32", "gelu"): (30, 45, 0.6),
+    ("bfloat16", "relu"): (12, 20, 0.72),
+    ("bfloat16", "gelu"): (25, 42, 0.58),
+    ("bfloat16", "silu"): (25, 35, 0.6),
+    ("bfloat16", "exact gelu"): (40, 75, 0.4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_kernel_is_as_fast_as_it_was_counted_and_modelled(tmp_path, capsys):
+    pytest.importorskip("jax_plugins.xla_cuda13", reason="needs the CUDA plugin and compiler")
+    figures = tmp_path / "figures.json"
+    activations = ["--activations", *dict.fromkeys(activation for _, activation in GOALS)]
+    throughput.main(["--gpus", "H100", "--shapes", "8x64x64x256", *activations, "--json", str(figures)])
+    assert "| instructions per 32 |" in capsys.readouterr().out.replace("  ", "")
+    rows = {
+        (row["case"][3], row["case"][4], row["name"]): row["cost"] for row in json.loads(figures.read_text())["rows"]
+    }
+    for (dtype, activation), (forward, backward, share) in GOALS.items():
+        for name, bound in (("forward", forward), ("backward", backward)):
+            cost = rows[dtype, activation, name]
+            assert cost["instructions"] <= bound, (dtype, activation, name, cost)
+            assert cost["per_sm"] >= 2, (dtype, activation, name, cost)
+            assert cost["share"] >= share, (dtype, activation, name, cost)
+            assert cost["spilled"] == 0, (dtype, activation, name, cost)
+
+
+# A loop with a spinning wait in it, within a loop over boxes; behind the exit the slow path of the wait.
+LISTING = """
+.text.some_kernel_mosaic_gpu_kernel:
+   -:-:1:Y:04        /*0000*/                   S2R R0, SR_TID.X
+.L_x_1:
+ 1&2:-:2:Y:02        /*0010*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R7+URZ], R8
+   2:-:-:Y:05        /*0020*/              @!P0 BRA `(.L_x_0)
+.L_x_3:
+   -:-:3:-:01        /*0030*/                   LDS.128 R4, [R4+UR32]
+   3:-:-:Y:04        /*0040*/                   FADD R1, R4, R1
+   -:2:-:Y:01        /*0050*/               @P1 STS.64 [R4], R0
+   -:-:-:Y:05        /*0060*/               @P0 BRA `(.L_x_3)
+   -:-:-:Y:05        /*0070*/               @P2 BRA `(.L_x_1)
+   -:-:-:Y:05        /*0080*/                   EXIT
+.L_x_0:
+   -:-:2:Y:02        /*0090*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R7+URZ], R8
+   2:-:-:Y:05        /*00a0*/              @!P0 BRA `(.L_x_0)
+   -:-:-:Y:05        /*00b0*/                   BRA `(.L_x_3)
+"""
+
+
+def test_the_innermost_loop_over_shared_memory_is_found():
+    (code,) = machine_code.parse(LISTING).values()
+    assert code.sweeps == [(3, 7)]
+    assert code.loaded(code.sweeps[0]) == 16
+    assert [i.opcode for i in code[code.sweeps[0]]] == ["LDS.128", "FADD", "STS.64", "BRA"]
+    assert code.instructions[1].waits == ("1", "2")
+    assert code.instructions[5].reads == "2"
+    assert code.end == 9
+
+
+UNROLLED = """
+.text.some_kernel_mosaic_gpu_kernel:
+   -:-:1:Y:04        /*0000*/                   SHFL.IDX PT, R5, R0, RZ, 0x1f
+   -:-:1:Y:04        /*0010*/                   LDS.64 R2, [R1]
+   1:-:-:Y:04        /*0020*/                   FADD R0, R2, R3
+   -:-:2:Y:04        /*0030*/                   SHFL.BFLY PT, R5, R0, 0x10, 0x1f
+   2:-:-:Y:04        /*0040*/                   STS [R6], R5
+   -:-:-:Y:04        /*0050*/                   BAR.SYNC.DEFER_BLOCKING 0x1, 0x80
+   -:-:3:Y:04        /*0060*/                   LDS.128 R8, [R6]
+   -:-:-:Y:04        /*0070*/                   BAR.SYNC.DEFER_BLOCKING 0x1, 0x80
+.L_x_1:
+   3:-:1:Y:04        /*0080*/                   LDS.64 R2, [R1]
+   1:1:-:Y:04        /*0090*/                   STS.64 [R1], R2
+   -:-:-:Y:05        /*00a0*/               @P0 BRA `(.L_x_1)
+   -:-:-:Y:05        /*00b0*/                   EXIT
+"""
+
+
+def test_sums_across_warps_are_no_sweep():
+    (code,) = machine_code.parse(UNROLLED).values()
+    assert code.sweeps == [(1, 3), (8, 11)]
+
+
+def instruction(text, *, waits=(), writes=None, stall=1):
+    return machine_code.Instruction(text, waits, None, writes, stall)
+
+
+def test_independent_instructions_issue_one_per_cycle():
+    assert replay.cycles([instruction("FADD R0, R1, R2")] * 100, 1) == 100
+    # Half as many units.
+    assert replay.cycles([instruction("FMNMX R0, R1, R2")] * 100, 1) == pytest.approx(200, abs=2)
+
+
+def test_other_warps_fill_the_gaps():
+    body = [instruction("LDS.128 R0, [R4]", writes="1"), instruction("FADD R0, R1, R2", waits=("1",), stall=4)]
+    alone, four = replay.cycles(body, 1), replay.cycles(body, 4)
+    assert alone > 40
+    # Four schedulers load 512 bytes each, at 128 bytes per cycle.
+    assert four == pytest.approx(4 * 16, rel=0.1)
+
+
+def work(**changes):
+    given = {"thread_blocks": 8 * 132, "cluster": 1, "per_sm": 4, "loaded": 2**16, "stored": 2**16, "boxes": 4}
+    nothing = {"first": Sweep(), "middle": Sweep(), "last": Sweep(), "meeting": 0.0, "ending": 0.0}
+    return Work(**given | nothing | changes)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_without_work_a_kernel_nearly_copies(chip):
+    kernel = work(thread_blocks=8 * chip.sms)
+    assert 0.75 < timeline.copy_microseconds(kernel, chip) / timeline.microseconds(kernel, chip) <= 1
+
+
+def test_more_blocks_at_once_overlap_their_phases():
+    chip, sweeps = CHIPS["H100"], dict.fromkeys(("first", "middle", "last"), Sweep(3000, 1500))
+    alone, three = (timeline.microseconds(work(per_sm=n, **sweeps), chip) for n in (1, 3))
+    assert three < 0.8 * alone
+
+
+def test_work_beyond_the_bandwidth_is_bound_by_issue():
+    chip, kernel = CHIPS["H100"], work(middle=Sweep(20000, 20000))
+    bounds = timeline.bounds(kernel, chip)
+    assert max(bounds, key=bounds.get) == "issue"
+    assert bounds["issue"] == pytest.approx(2 + 8 * 20000 / chip.clock)
+    assert bounds["issue"] <= timeline.microseconds(kernel, chip) <= bounds["issue"] + bounds["memory"] + 5
+
+
+def test_an_h100_holds_15_clusters_of_8():
+    assert timeline.resident_clusters(CHIPS["H100"], 8, 1) == 15
+    assert timeline.resident_clusters(CHIPS["H100"], 1, 3) == 3 * 132
+    assert timeline.waves(work(thread_blocks=128, cluster=8, per_sm=1), CHIPS["H100"]) == pytest.approx(16 / 15)
