@@ -1,6 +1,7 @@
 """What selfcheck tries, drawn by chance from a seed."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -61,7 +62,7 @@ class Case:
         """Of an instance."""
         return math.prod(self.shape) // (self.shape[0] * self.shape[self.channel_axis])
 
-    @property
+    @functools.cached_property
     def tiles(self) -> tuple[Tile | NoTile, Tile | NoTile]:
         """Of the forward and the backward pass."""
         batch, rows, lanes = Layout(self.shape, (self.channel_axis % len(self.shape),)).view_shape
