@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from networks import Generator, Norm
+from networks import Generator, Norm, make_noise
 from perception import Bank, content_loss, grayscale, style_loss
 
 BATCH = 2
@@ -56,7 +56,8 @@ def train(
       on_step: called with every loss.
     """
     generator = Generator(norm)
-    variables = generator.init(jax.random.key(seed), jnp.zeros((1, size, size, 3)), train=True)
+    crop = jnp.zeros((1, size, size, 3))
+    variables = generator.init(jax.random.key(seed), crop, make_noise(jax.random.key(0), crop), train=True)
     state = {key: value for key, value in variables.items() if key != "params"}
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     carry = (variables["params"], state, optimizer.init(variables["params"]))
@@ -77,8 +78,9 @@ def train(
 
 
 def stylize(norm: Norm, variables: Any, picture: jax.Array) -> jax.Array:
-    """The picture (1, H, W, 3) as the trained generator redraws it."""
-    y: jax.Array = jax.jit(functools.partial(Generator(norm).apply, train=False))(variables, picture)
+    """The picture (1, H, W, 3) as the trained generator redraws it, with the same noise every time."""
+    noise = make_noise(jax.random.key(0), picture)
+    y: jax.Array = jax.jit(functools.partial(Generator(norm).apply, train=False))(variables, picture, noise)
     return y
 
 
@@ -92,13 +94,14 @@ def _step(
     generator: Generator, optimizer: Any, size: int, carry: Any, key: jax.Array, pictures: jax.Array, bank: Bank
 ) -> tuple[Any, jax.Array]:
     params, state, momentum = carry
-    crop_key, contrast_key = jax.random.split(key)
+    crop_key, contrast_key, noise_key = jax.random.split(key, 3)
     crops = jax.vmap(lambda key: _crop(key, pictures, size))(jax.random.split(crop_key, BATCH))
     content, target = crops[..., :3], crops[..., 3:]
     content = jax.vmap(_vary_contrast)(jax.random.split(contrast_key, BATCH), content)
+    noise = make_noise(noise_key, content)
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-        y, updated = generator.apply({"params": params, **state}, content, train=True, mutable=list(state))
+        y, updated = generator.apply({"params": params, **state}, content, noise, train=True, mutable=list(state))
         return style_loss(bank, y) + CONTENT_WEIGHT * content_loss(bank, y, target), updated
 
     (value, state), gradients = jax.value_and_grad(loss, has_aux=True)(params)

@@ -37,8 +37,7 @@ def find_tiles(
       dtype: of x.
       residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
-      implementation: as in jaxnorm.instance_norm: None takes only what is proven (jaxnorm.gpu.proven) and not
-        estimated to be slow (jaxnorm.gpu.worth).
+      implementation: as in jaxnorm.instance_norm: None takes only what is proven (jaxnorm.gpu.proven).
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
@@ -57,8 +56,8 @@ def find_tiles(
     if reason is not None:
         return reason, reason
     if implementation is None:
-        worth = functools.partial(_if_worth_it, activation=activation, captures=captures, device=device)
-        return worth(forward, name="forward"), worth(backward, name="backward")
+        by_itself = functools.partial(_unless_slower, device=device, activation=activation, captures=captures)
+        return by_itself(forward, name="forward"), by_itself(backward, name="backward")
     return forward, backward
 
 
@@ -96,8 +95,8 @@ def run(
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
 
 
-def _if_worth_it(
-    tile: Tile | NoTile, *, activation: Activation | None, captures: int, device: Device, name: str
+def _unless_slower(
+    tile: Tile | NoTile, *, device: Device, activation: Activation | None, captures: int, name: str
 ) -> Tile | NoTile:
     """A kernel that is estimated to be much slower than plain XLA must be asked for."""
     if isinstance(tile, NoTile):

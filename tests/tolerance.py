@@ -2,8 +2,8 @@
 
 u is the rounding unit of the dtype of the statistics (float32, or float64 for float64 input).
 
-    17          the variance from one pass around a center that is the mean of 1/16 of an instance: what cancels is at
-                most 1 + 16 times the variance (see jaxnorm/xla.py), and half of that relative error reaches 1/sqrt
+    16          the variance from one pass around a center that is the mean of 1/16 of an instance: the mean square that
+                is rounded is at most 16 times the variance (jaxnorm/sums), and half of that error reaches 1/sqrt
     log2(M)     depth of a sum of M terms, as XLA forms it: pairwise or in blocks
     4           the few roundings of the affine, the residual add and the activation; derivatives of the activations
                 used here stay below 2
@@ -23,7 +23,7 @@ def unit(dtype) -> float:
 def arithmetic(dtype, positions: int) -> float:
     """Relative error of what is computed from the sums of an instance with that many positions."""
     statistics = "float64" if dtype == "float64" else "float32"
-    return (17 + np.log2(max(positions, 2)) + 4) * unit(statistics)
+    return (16 + np.log2(max(positions, 2)) + 4) * unit(statistics)
 
 
 def forward(dtype, positions: int, magnitude: float) -> float:

@@ -1,0 +1,67 @@
+"""Draws two styles made of lines: paint that follows a swirling brush, and an engraving in ink."""
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+# A night sky, from dark to light.
+PAINT = np.array([(12, 20, 66), (24, 60, 140), (52, 116, 188), (140, 190, 210), (246, 214, 96), (252, 244, 190)])
+PAPER, INK = np.array((246, 236, 212)), np.array((30, 24, 44))
+
+
+def brushwork(side: int = 256, *, length: int = 22, seed: int = 0) -> Image.Image:
+    """A square picture of curved strokes in blue and yellow: noise, smeared along a swirling field.
+
+    Args:
+      side: of the picture, in pixels.
+      length: of half a stroke, in pixels.
+      seed: of the swirls, the strokes and their colors.
+    """
+    rng = np.random.default_rng(seed)
+    swirls = _smooth(rng, side, 26)
+    down, right = np.gradient(swirls)
+    size = np.hypot(down, right) + 1e-9
+    field = np.stack([right / size, -down / size])  # along the lines of equal height
+    strokes = _standardized(_smear(_smooth(rng, side, 1.1), field, length))
+    tone = 0.5 + 0.16 * _smooth(rng, side, 20) + 0.2 * strokes
+    levels = np.linspace(0, 1, len(PAINT))
+    color = np.stack([np.interp(tone, levels, PAINT[:, i]) for i in range(3)], -1)
+    relief = 1 + 0.12 * strokes[..., None]
+    return Image.fromarray(np.clip(color * relief, 0, 255).astype(np.uint8))
+
+
+def engraving(side: int = 256, *, spacing: float = 7.0, seed: int = 0) -> Image.Image:
+    """A square picture of curved lines of ink on paper, thick where it is dark.
+
+    Args:
+      side: of the picture, in pixels.
+      spacing: of the lines, in pixels.
+      seed: of their curves and of light and dark.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    phase = (x + y) / np.sqrt(2) + 16 * _smooth(rng, side, 34)
+    tone = 0.1 + 0.6 * _smooth(rng, side, 22)  # in units of the sine: ink where the sine is below
+    ink = np.clip(1.6 * (tone - np.sin(2 * np.pi * phase / spacing)) + 0.5, 0, 1)[..., None]
+    return Image.fromarray((ink * INK + (1 - ink) * PAPER).astype(np.uint8))
+
+
+def _smooth(rng: np.random.Generator, side: int, scale: float) -> np.ndarray:
+    """Smooth noise (side, side) with mean 0 and standard deviation 1; its bumps are about 2 * scale wide."""
+    return _standardized(ndimage.gaussian_filter(rng.standard_normal((side, side)), scale, mode="wrap"))
+
+
+def _smear(picture: np.ndarray, field: np.ndarray, length: int) -> np.ndarray:
+    """The mean of the picture along the field, length pixels to both sides (line integral convolution)."""
+    total = picture.copy()
+    for direction in (1, -1):
+        place = np.indices(picture.shape, dtype=float)
+        for _ in range(length):
+            step = [ndimage.map_coordinates(part, place, order=1, mode="wrap") for part in field]
+            place += direction * np.stack(step)
+            total += ndimage.map_coordinates(picture, place, order=1, mode="wrap")
+    return total / (2 * length + 1)
+
+
+def _standardized(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / values.std()
