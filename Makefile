@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-memory bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-random bench-networks bench-memory bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -39,7 +39,7 @@ lint: .venv/test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-accuracy: .venv/demo ## print the error against float64 beside Flax's
+accuracy: .venv/bench ## print the error against float64 beside Flax's
 	$(BIN)/python benchmarks/accuracy.py
 
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
@@ -51,11 +51,17 @@ traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json
 
-throughput: .venv/throughput ## count instructions on the machine code for H100 and B200, model what limits the kernel, in about 20 minutes
+throughput: .venv/bench .venv/aot ## count instructions on the machine code for H100 and B200, model what limits the kernel, in about 20 minutes
 	$(BIN)/python benchmarks/throughput.py $(call RESULTS,throughput) $(ARGS)
 
 bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
 	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
+
+bench-random: .venv/bench ## time relu(norm(x)) beside Flax on shapes that chance picks; ARGS="--seed 7"
+	$(BIN)/python benchmarks/random_shapes.py $(call RESULTS,random) $(ARGS)
+
+bench-networks: .venv/bench ## what the norms of small networks cost in a training step, and to compile, beside Flax
+	$(BIN)/python benchmarks/networks.py $(call RESULTS,networks) $(ARGS)
 
 bench-memory: .venv/bench .venv/aot ## peak memory of a training step of a U-Net
 	$(BIN)/python benchmarks/memory.py $(call RESULTS,memory) $(ARGS)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from report import table
 
 import jaxnorm
 
@@ -36,14 +37,14 @@ def error(layer: nn.Module, x: jax.Array) -> float:
 
 
 def main() -> None:
-    print("| dtype | offset | " + " | ".join(layers()) + " |")
-    print("|---|---|" + "---|" * len(layers()))
+    rows = []
     noise = np.random.default_rng(0).standard_normal(SHAPE)
     for dtype, offsets in {"float32": (0, 1e2, 1e4, 1e6), "bfloat16": (0, 1e2), "float16": (0, 1e2)}.items():
         for offset in offsets:
             x = jnp.asarray(noise + offset, dtype)
             cells = [f"{error(layer, x):.1e}" for layer in layers().values()]
-            print(f"| {dtype} | {offset:g} | " + " | ".join(cells) + " |")
+            rows.append([f"{dtype}, offset {offset:g}", *cells])
+    print(table(["", *layers()], rows))
 
 
 if __name__ == "__main__":

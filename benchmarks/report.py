@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import track
+from tabulate import tabulate
 
 _PACKAGES = ("jaxnorm", "jax", "jaxlib", "flax", "dm-haiku", "equinox", "numpy")
 
@@ -48,8 +49,9 @@ def progress[Item](items: Iterable[Item], description: str) -> Iterable[Item]:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Markdown, the first column to the left and numbers to the right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    columns = ("left", *("right",) * (len(header) - 1))
+    # The cells are formatted already.
+    return tabulate(rows, header, tablefmt="pipe", colalign=columns, disable_numparse=True)
 
 
 def add_output_options(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:

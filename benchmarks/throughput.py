@@ -34,7 +34,7 @@ try:
     from tabulate import tabulate
     from timeline import CHIPS
 except ModuleNotFoundError as error:
-    sys.exit(f"throughput: {error.name} is not installed. Install what it needs: pip install 'jaxnorm[throughput]'")
+    sys.exit(f"throughput: {error.name} is not installed. Install what it needs: pip install 'jaxnorm[bench,aot]'")
 
 from jaxnorm import choice, instance_norm
 from jaxnorm.gpu.devices import DEVICES

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from hlo import moved_bytes
+from report import table
 from rich.progress import track
 from traffic import block, flax_norm, ours
 
@@ -62,12 +63,12 @@ def main() -> None:
     options = parser.parse_args()
     compiler, rng = TpuCompiler(), np.random.default_rng(options.seed)
     print(f"Seed {options.seed}.\n")
-    print("| HBM units that the norm adds | " + " | ".join(NORMS) + " |")
-    print("|---|" + "---|" * len(NORMS), flush=True)
+    rows = []
     for shape, dtype in track([draw(rng) for _ in range(options.shapes)], description="compiling"):
         without = count(compiler, None, shape, dtype)
         cells = (f"{count(compiler, norm, shape, dtype) - without:.2f}" for norm in NORMS.values())
-        print(f"| {shape} {dtype} | " + " | ".join(cells) + " |", flush=True)
+        rows.append([f"{shape} {dtype}", *cells])
+    print(table(["HBM units that the norm adds", *NORMS], rows))
 
 
 if __name__ == "__main__":

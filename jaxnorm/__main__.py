@@ -39,8 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", metavar="NAME", help=f"{', '.join(DEVICES)}; default: the current device")
     command.set_defaults(run=_explain)
 
-    command = commands.add_parser("selfcheck", help="check the GPU kernel's numbers on this machine, then time it")
-    command.add_argument("--json", metavar="FILE", help="write the results to FILE too")
+    command = commands.add_parser("selfcheck", help="is the GPU kernel right on this machine, and how fast? 10 minutes")
+    command.add_argument("--quick", action="store_true", help="2 minutes: fewer cases, no sweep of tiles")
+    command.add_argument("--seed", type=int, help="of the cases; default: drawn, and printed")
+    command.add_argument("--json", metavar="FILE", help="write the report to FILE too")
+    command.add_argument("--markdown", metavar="FILE", help="write the tables to FILE too")
     command.set_defaults(run=_selfcheck)
     return parser
 
@@ -61,7 +64,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _selfcheck(arguments: argparse.Namespace) -> int:
     from jaxnorm.report.selfcheck import selfcheck
 
-    return selfcheck(arguments.json)
+    return selfcheck(arguments.json, arguments.markdown, quick=arguments.quick, seed=arguments.seed)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Which implementation computes a pass: the GPU kernel where it has a tile, else plain XLA.
+"""Which implementation computes a pass: the GPU kernel where it has a tile and is proven, else plain XLA.
 
 Forward and backward decide on their own: the backward pass keeps more arrays in shared memory.
 """
@@ -15,6 +15,7 @@ from jax import lax
 from jaxnorm.arguments import Activation, Implementation, without_addresses
 from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device, interpreted
+from jaxnorm.gpu.proven import if_proven
 from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.gpu.tiling import find_tile
 
@@ -36,24 +37,28 @@ def find_tiles(
       dtype: of x.
       residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
-      implementation: as in jaxnorm.instance_norm: "pallas" takes tiles that None does not take by itself.
+      implementation: as in jaxnorm.instance_norm: None takes only what is proven (jaxnorm.gpu.proven).
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
-    reason = _lacking() or _not_evaluated(activation, captures)
-    if reason is not None:
-        return reason, reason
     batch, rows, lanes = shape
     view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
     # The gradients depend on the residual only through the activation.
     differentiated = residual and activation is not None
     arrays = (1 + residual, 2 + differentiated)
     forward, backward = (find_tile(view, itemsize, number, device) for number in arrays)
-    if implementation == "pallas":
+    if implementation is None:
+        forward, backward = if_proven(forward, device), if_proven(backward, device)
+    if isinstance(forward, NoTile) and isinstance(backward, NoTile):
         return forward, backward
-    by_itself = functools.partial(_by_itself, activation=activation, captures=captures, device=device)
-    return by_itself(forward, name="forward"), by_itself(backward, name="backward")
+    reason = _lacking() or _not_evaluated(activation, captures)
+    if reason is not None:
+        return reason, reason
+    if implementation is None:
+        by_itself = functools.partial(_unless_slower, device=device, activation=activation, captures=captures)
+        return by_itself(forward, name="forward"), by_itself(backward, name="backward")
+    return forward, backward
 
 
 def interpreted_device() -> Device | None:
@@ -68,7 +73,7 @@ def run(
     *arguments: Any,
     implementation: Implementation | None,
 ) -> Any:
-    """Computes a pass by the kernel, or by plain XLA where the choice is ours and there is no tile.
+    """Computes a pass by the kernel, or by plain XLA where the choice is ours and there is no tile to take.
 
     Args:
       tile: of find_tiles.
@@ -81,8 +86,8 @@ def run(
         return plain(*arguments)
     if isinstance(tile, NoTile):
         raise ValueError(
-            f"implementation='pallas' cannot run here: {tile.reason}. Pass implementation=None, which takes the kernel "
-            "where it can, or 'xla'."
+            f"implementation='pallas' cannot run here: {tile.reason}. Pass implementation=None, which takes another "
+            "where it must, or 'xla'."
         )
     if implementation == "pallas":
         return kernel(*arguments, tile=tile)
@@ -90,28 +95,22 @@ def run(
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
 
 
-def _by_itself(
-    tile: Tile | NoTile, *, activation: Activation | None, captures: int, device: Device, name: str
+def _unless_slower(
+    tile: Tile | NoTile, *, device: Device, activation: Activation | None, captures: int, name: str
 ) -> Tile | NoTile:
-    """What nobody has seen run on a GPU may hang it, where blocks wait for others: that must be asked for.
-
-    And so must a kernel that is estimated to be much slower than plain XLA.
-    """
+    """A kernel that is estimated to be much slower than plain XLA must be asked for."""
     if isinstance(tile, NoTile):
         return tile
-    if tile.copies == "bulk" and tile.meeting != "group":
-        from jaxnorm.gpu.worth import unless_slower
+    from jaxnorm.gpu.worth import unless_slower
 
-        return unless_slower(tile, device, activation, captures, name)
-    what = "whose blocks meet in global memory" if tile.meeting == "group" else f"with {tile.copies} copies"
-    return NoTile(f"a kernel {what} has not run on a GPU yet: it is taken by name, implementation='pallas'")
+    return unless_slower(tile, device, activation, captures, name)
 
 
 @functools.cache
 def _lacking() -> NoTile | None:
     """What the kernel needs and this JAX does not have: the experimental part of Pallas changes with every release.
 
-    Asked only where a GPU is there, since Mosaic GPU takes a while to import.
+    Asked only where a tile would be taken, since Mosaic GPU takes a while to import.
     """
     try:
         # In a thread of its own, since the answer must not depend on the tracing that asks for it first.

@@ -68,7 +68,8 @@ def instance_norm(
       implementation: None chooses. "xla": one fused forward and backward in plain JAX, on any device. "reference":
         the plain formula, differentiable by JAX itself, so that forward mode works too (jvp, jacfwd, hessian); the
         only one that computes axis_index_groups and an axis_name that is not of shard_map, and chosen then. "pallas":
-        the fused GPU kernel, or an error with the reason why it cannot run here; None takes it where it can run.
+        the fused GPU kernel (experimental), or an error with the reason why it cannot run here; None takes it only
+        where it has been proven on that kind of GPU.
 
     Returns:
       y, with the shape and dtype of x. An empty batch gives an empty y, and a constant instance gives

@@ -207,5 +207,5 @@ def _statistics(
     delta = total / count
     variance = jnp.maximum(squares / count - jnp.square(delta), 0)
     variance = jnp.where(squares == jnp.inf, jnp.inf, variance)
-    statistics = sums.in_one_loop(scaling.undo(center, delta, variance, scale, eps), positions)
-    return Statistics(*statistics, None if where is None else jnp.broadcast_to(count, center.shape))
+    center, delta, rstd = sums.in_one_loop(scaling.undo(center, delta, variance, scale, eps), positions)
+    return Statistics(center, delta, rstd, None if where is None else jnp.broadcast_to(count, center.shape))

@@ -7,9 +7,11 @@ import compare
 import contenders
 import growth
 import jax
+import networks
 import numpy as np
 import oracle
 import pytest
+import random_shapes
 import tolerance
 import torch_process
 import turns
@@ -106,3 +108,32 @@ def test_steepness():
     assert growth.steepness(2, [2, 3, 4], cost).median == 0.5
     assert growth.steepness(1, [2, 3, 4], cost) is None
     assert growth.steepness(2, [2, 4], cost) is None
+
+
+def test_random_shapes_are_those_of_the_seed_and_reported(tmp_path, capsys):
+    cases = random_shapes.draw(5, 200)
+    assert cases == random_shapes.draw(5, 200)
+    assert cases != random_shapes.draw(6, 200)
+    assert {(len(case.array), case.layout, case.dtype) for case in cases} == {
+        (rank, layout, dtype) for rank in (3, 4, 5) for layout in LAYOUTS for dtype in ("float32", "bfloat16")
+    }
+    for case in cases:
+        assert 2e4 <= case.shape.size <= 4e6
+        assert 1 <= case.shape.batch <= 128
+        assert 1 <= case.shape.channels <= 512
+        assert all(2 <= side <= 256 for side in case.shape.spatial)
+    figures = tmp_path / "figures.json"
+    random_shapes.main(["--seed", "5", "--count", "2", "--seconds", "0", "--json", str(figures)])
+    assert "2 shapes, seed 5" in capsys.readouterr().out
+    assert len(json.loads(figures.read_text())["results"]) == 4
+
+
+def test_networks_are_compared_with_flax(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    networks.main(["--networks", "tiny", "--seconds", "0", "--compilations", "2", "--json", str(figures)])
+    printed = capsys.readouterr().out
+    assert "What the norms add to a step" in printed
+    results = json.loads(figures.read_text())["results"]
+    assert [result["layer"] for result in results] == ["no norm", "flax", "jaxnorm, activation apart", "jaxnorm"]
+    counted = {result["layer"]: result["instructions"] for result in results}
+    assert counted["no norm"] < min(counted["flax"], counted["jaxnorm"])

@@ -1,6 +1,5 @@
 """Which implementation a call takes, and what is said where the named one cannot run."""
 
-import re
 import types
 
 import jax
@@ -9,15 +8,16 @@ import pytest
 
 import jaxnorm
 from jaxnorm import choice
-from jaxnorm.gpu import devices
-from jaxnorm.gpu.devices import DEVICES
+from jaxnorm.gpu import devices, proven
+from jaxnorm.gpu.devices import DEVICES, Device
+from jaxnorm.gpu.proven import Way
 from jaxnorm.gpu.tile import NoTile, Tile
 
 VIEW = (8, 4096, 256)
 
 
 def tiles(**changes):
-    given = {"residual": False, "activation": None, "device": DEVICES["H100"]} | changes
+    given = {"residual": False, "activation": None, "device": DEVICES["H100"], "implementation": "pallas"} | changes
     return choice.find_tiles(given.pop("shape", VIEW), given.pop("dtype", "float32"), **given)
 
 
@@ -29,7 +29,7 @@ def test_the_kernel_where_it_has_a_tile():
     ("changes", "reason"),
     [
         ({"device": None}, "not for one CUDA GPU"),
-        ({"device": DEVICES["A100"]}, "plain copies|meet in global memory"),
+        ({"device": Device((7, 5), 40, 64 * 1024)}, "8.0 (Ampere) or newer: this is 7.5"),
         ({"dtype": "float64"}, "8 bytes"),
         ({"shape": (8, 4096, 3)}, "multiples of 16 bytes"),
         ({"activation": jax.scipy.special.gammaln}, "lgamma"),
@@ -39,24 +39,48 @@ def test_the_kernel_where_it_has_a_tile():
 def test_else_the_reason(changes, reason):
     for tile in tiles(**changes):
         assert isinstance(tile, NoTile)
-        assert re.search(reason, tile.reason)
+        assert reason in tile.reason
 
 
-def test_passes_decide_on_their_own():
-    forward, backward = tiles(shape=(1, 256 * 256, 64))
-    assert isinstance(forward, Tile)
-    assert isinstance(backward, NoTile)
-    assert "blocks meet in global memory" in backward.reason
-
-
-@pytest.mark.parametrize(
-    ("device", "shape"), [("A100", VIEW), ("L40S", (512, 4096, 1)), ("H100", (1, 512 * 512, 64))], ids=str
-)
-def test_what_has_not_run_is_taken_by_name(device, shape):
-    by_name = tiles(device=DEVICES[device], shape=shape, implementation="pallas")
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("shape", [VIEW, (512, 4096, 1), (1, 512 * 512, 64)], ids=str)
+def test_by_itself_only_what_is_proven(name, shape, monkeypatch):
+    """The ways of the passes, one proven at a time: that one is taken, on that kind of GPU alone."""
+    device = DEVICES[name]
+    by_name = tiles(device=device, shape=shape)
     assert all(isinstance(tile, Tile) for tile in by_name)
-    for tile in tiles(device=DEVICES[device], shape=shape):
-        assert "by name, implementation='pallas'" in tile.reason
+    monkeypatch.setattr(proven, "PROVEN", {})
+    assert tiles(device=device, shape=shape, implementation=None) == (proven.NOT_PROVEN, proven.NOT_PROVEN)
+    for copies, meeting in {(tile.copies, tile.meeting) for tile in by_name}:
+        monkeypatch.setattr(proven, "PROVEN", {Way((9, 9), copies, meeting): "a report of another GPU"})
+        assert tiles(device=device, shape=shape, implementation=None) == (proven.NOT_PROVEN, proven.NOT_PROVEN)
+        monkeypatch.setattr(proven, "PROVEN", {Way(device.compute_capability, copies, meeting): "a report"})
+        assert tiles(device=device, shape=shape, implementation=None) == tuple(
+            tile if (tile.copies, tile.meeting) == (copies, meeting) else proven.NOT_PROVEN for tile in by_name
+        )
+
+
+def test_passes_decide_on_their_own(monkeypatch):
+    """One instance that a cluster holds forward, and only a group backward."""
+    forward, backward = tiles(shape=(1, 256 * 256, 64))
+    assert (forward.meeting, backward.meeting) == ("cluster", "group")
+    monkeypatch.setattr(proven, "PROVEN", {Way((9, 0), "bulk", "cluster"): "a report"})
+    assert tiles(shape=(1, 256 * 256, 64), implementation=None) == (forward, proven.NOT_PROVEN)
+
+
+def test_explain_and_the_call_know_what_is_proven(monkeypatch):
+    x = jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.float32)
+
+    def passes():
+        explanation = jaxnorm.explain(x, channel_axis=-1, device="H100")
+        return [(found.implementation, found.tile) for found in (explanation.forward, explanation.backward)]
+
+    monkeypatch.setattr(proven, "PROVEN", {})
+    assert passes() == [("xla", proven.NOT_PROVEN)] * 2
+    assert "implementation='pallas', or run python -m jaxnorm selfcheck" in str(passes()[0][1])
+    ways = {Way((9, 0), tile.copies, tile.meeting): "a report" for tile in tiles(shape=(8, 4096, 256))}
+    monkeypatch.setattr(proven, "PROVEN", ways)
+    assert [name for name, _ in passes()] == ["pallas"] * 2
 
 
 def test_a_residual_is_held_only_where_it_is_needed():

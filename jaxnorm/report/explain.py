@@ -116,27 +116,31 @@ def explain(
     >>> import jax, jax.numpy as jnp
     >>> import jaxnorm
     >>> x = jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.bfloat16)
-    >>> explanation = jaxnorm.explain(x, channel_axis=-1, activation=jax.nn.relu, device="H100")
+    >>> relu_norm = {"channel_axis": -1, "activation": jax.nn.relu}
+    >>> explanation = jaxnorm.explain(x, **relu_norm, implementation="pallas", device="H100")
     >>> explanation
     device: H100, compute capability 9.0, 132 SMs
     forward: pallas, moves 32.0 MiB
     ...
-    >>> explanation.forward.implementation
-    'pallas'
+    >>> jaxnorm.explain(x, **relu_norm, device="H100").forward.implementation
+    'xla'
     """
     name, gpu = _device(device, x)
     y = _check_call(x, channel_axis=channel_axis, residual=residual, activation=activation)
     arguments.check_implementation(implementation)
     prepared = activations.prepare(activation, reference.statistics_dtype(y.dtype))
-    tiles = choice.find_tiles(
+    find_tiles = functools.partial(
+        choice.find_tiles,
         Layout(y.shape, arguments.check_channel_axes(y.shape, channel_axis)).view_shape,
         y.dtype,
         residual=_is_given(residual),
         activation=prepared.function,
         captures=len(prepared.captures),
         device=gpu,
-        implementation=implementation,
     )
+    # Where the kernel cannot run at all, that is the reason and not that it is not proven.
+    taken, by_name = find_tiles(implementation=implementation), find_tiles(implementation="pallas")
+    tiles = [named if isinstance(named, NoTile) else tile for tile, named in zip(taken, by_name, strict=True)]
     size = y.size * y.dtype.itemsize
     # Read and written besides: the residual forward, the residual and its gradient backward. Plain XLA reads the
     # residual once for each of its two passes.
