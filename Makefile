@@ -75,8 +75,8 @@ bench-growth: .venv/bench .venv/aot ## time and bytes against rows, channels and
 notebooks: .venv/notebooks ## run the notebooks top to bottom and write them with their pictures
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
-docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_build
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build
+docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_build/html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 # One stamp per extra: installed again only when pyproject.toml changes.
 .venv/%: pyproject.toml | .venv/bin/python

@@ -15,6 +15,7 @@ for notebook in (DOCS.parent / "notebooks").glob("*.ipynb"):
 
 project = "jaxnorm"
 author = "the jaxnorm authors"
+project_copyright = "the jaxnorm authors, Apache License 2.0"
 release = jaxnorm.__version__
 extensions = [
     "mathml",

@@ -9,6 +9,7 @@ from sphinx.application import Sphinx
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-signature", lambda app, kind, name, item, *_: signature(kind, item))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 

@@ -71,7 +71,8 @@ def draw(
     Args:
       path: of the file to write.
       style: (1, H, W, 3) in [0, 1].
-      pictures: by title, one picture (1, H, W, 3) per contrast, all of the same size; the first is drawn large.
+      pictures: by title, one picture (1, H, W, 3) per contrast, all of the same size; the first is drawn large. Under
+        the others stands the root mean square change from it, but for the first title, the content.
       contrasts: of the content, in the order of each sequence of pictures.
       losses: by name, of every step.
     """
@@ -88,7 +89,10 @@ def draw(
         left = style_wide + gap + column * (wide + gap)
         page.show(large, left, title, 1, name)
         for i, (variant, contrast) in enumerate(zip(variants, contrasts[1:], strict=True)):
-            page.show(variant, left + i * (small * wide + gap), 2 * title + 1, small, f"contrast {Fraction(contrast)}")
+            caption = f"contrast {Fraction(contrast).limit_denominator(100)}"
+            if column:
+                caption += f", change {np.sqrt(np.mean((variant - large) ** 2)):.2f}"
+            page.show(variant, left + i * (small * wide + gap), 2 * title + 1, small, caption)
     _draw_losses(page.axes(0.3, 3 * title + 1 + small, page.width - 0.3, strip), losses)
     page.figure.savefig(path, dpi=110)
     plt.close(page.figure)

@@ -1,4 +1,4 @@
-"""Draws two styles made of lines: paint that follows a swirling brush, and an engraving in ink."""
+"""Draws two styles made of lines: paint that follows a swirling brush, and an engraving in three inks."""
 
 import numpy as np
 from PIL import Image
@@ -6,7 +6,7 @@ from scipy import ndimage
 
 # A night sky, from dark to light.
 PAINT = np.array([(12, 20, 66), (24, 60, 140), (52, 116, 188), (140, 190, 210), (246, 214, 96), (252, 244, 190)])
-PAPER, INK = np.array((246, 236, 212)), np.array((30, 24, 44))
+PAPER, INKS = np.array((248, 234, 200)), np.array([(20, 50, 92), (196, 52, 34), (24, 110, 96)])
 
 
 def brushwork(side: int = 256, *, length: int = 22, seed: int = 0) -> Image.Image:
@@ -31,19 +31,20 @@ def brushwork(side: int = 256, *, length: int = 22, seed: int = 0) -> Image.Imag
 
 
 def engraving(side: int = 256, *, spacing: float = 7.0, seed: int = 0) -> Image.Image:
-    """A square picture of curved lines of ink on paper, thick where it is dark.
+    """A square picture of curved lines of ink on paper, thick where it is dark, in blue, red and green.
 
     Args:
       side: of the picture, in pixels.
       spacing: of the lines, in pixels.
-      seed: of their curves and of light and dark.
+      seed: of their curves, of light and dark, and of the inks.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side]
     phase = (x + y) / np.sqrt(2) + 16 * _smooth(rng, side, 34)
     tone = 0.1 + 0.6 * _smooth(rng, side, 22)  # in units of the sine: ink where the sine is below
-    ink = np.clip(1.6 * (tone - np.sin(2 * np.pi * phase / spacing)) + 0.5, 0, 1)[..., None]
-    return Image.fromarray((ink * INK + (1 - ink) * PAPER).astype(np.uint8))
+    covered = np.clip(1.6 * (tone - np.sin(2 * np.pi * phase / spacing)) + 0.5, 0, 1)[..., None]
+    ink = INKS[np.argmax([_smooth(rng, side, 24) for _ in INKS], axis=0)]
+    return Image.fromarray((covered * ink + (1 - covered) * PAPER).astype(np.uint8))
 
 
 def _smooth(rng: np.random.Generator, side: int, scale: float) -> np.ndarray:

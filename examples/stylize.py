@@ -32,7 +32,7 @@ FINAL = 0.1
 # The content is this much larger than a crop, so that crops differ.
 ZOOM = 1.75
 # Of the contents that the picture compares; training stops at a half.
-CONTRASTS = (1, 1 / 2, 1 / 4)
+CONTRASTS = (1, 1 / 3, 1 / 10)
 
 
 def main(argv: list[str] | None = None) -> None:

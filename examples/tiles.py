@@ -105,7 +105,7 @@ def draw(path: pathlib.Path, results: dict[str, np.ndarray], side: int) -> None:
     rows, columns = -(-height // side), -(-width // side)
     note = f"{rows} x {columns} tiles of {side} x {side} pixels;\neach sees {MARGIN} more pixels of its neighbors"
     page.text(note, wide - 0.1, 2 * title + 1.5)
-    page.figure.savefig(path, dpi=80)
+    page.figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":
