@@ -28,6 +28,7 @@ class Cost:
       sweeps: over shared memory; a center from one of four boxes is a quarter. 1 where all is one piece without a loop:
         then everything from the first load on is counted.
       registers, spilled: per thread, and bytes.
+      stores_elsewhere: stores in its loops where the thread has not loaded in the same round.
       per_sm: thread blocks that an SM holds at once.
       waves: how often they fill the chip.
       share: of the speed of a copy that moves as many bytes, modelled.
@@ -38,6 +39,7 @@ class Cost:
     sweeps: float
     registers: int
     spilled: int
+    stores_elsewhere: int
     per_sm: int
     waves: float
     share: float
@@ -64,6 +66,7 @@ def cost(code: Code, tile: Any, *, registers: int, spilled: int, moved: tuple[fl
         sum(sweep.part for sweep in sweeps),
         registers,
         spilled,
+        sum(code.stores_elsewhere(sweep) for sweep in code.sweeps if sweep in code.loops),
         per_sm,
         timeline.waves(work, chip),
         timeline.copy_microseconds(work, chip) / time,

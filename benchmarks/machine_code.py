@@ -14,6 +14,7 @@ _LABEL = re.compile(r"^(\.L_\w+):$")
 # What the compiler tells the scheduler, the address and the text: "2&1:-:3:Y:04  /*0010*/  @P0 LDS R1, [R2]".
 _INSTRUCTION = re.compile(r"^\s*([\d&-]+):([\d-]):([\d-]):([Y-]):(\d+)\s+/\*[0-9a-f]+\*/\s+(.*?)\s*$")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
+_ADDRESS = re.compile(r"\[.*?\]")
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
 
@@ -112,6 +113,11 @@ class Code:
     def loaded(self, span: Span) -> int:
         """Bytes that a thread loads from shared memory there."""
         return sum(i.bytes for i in self[span] if i.base == "LDS")
+
+    def stores_elsewhere(self, span: Span) -> int:
+        """Stores to shared memory at other addresses than the thread loads from in that span."""
+        loaded, stored = ([_ADDRESS.search(i.text)[0] for i in self[span] if i.base == base] for base in ("LDS", "STS"))
+        return sum(address not in loaded for address in stored)
 
     def _data(self, span: Span) -> Iterator[int]:
         """Where data is loaded from shared memory, and not what sums across warps pass through it.

@@ -7,6 +7,7 @@ compute. A cluster starts where all of its blocks fit at once, in one GPC, and i
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ CHIPS = {
 # Microseconds: until a kernel's first block starts and after its last one ends, which a copy takes as well; from the
 # start of a block until the first bytes are there; from its end until the next one starts.
 _KERNEL, _START, _NEXT = 2.0, 1.3, 0.3
-_STEP = 0.02
+STEP = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def resident_clusters(chip: Chip, cluster: int, per_sm: int) -> int:
 
 def microseconds(work: Work, chip: Chip) -> float:
     """Modelled, from start to end."""
-    return _KERNEL + _Timeline(work, chip).run()
+    return _KERNEL + Timeline(work, chip).run()
 
 
 def copy_microseconds(work: Work, chip: Chip) -> float:
@@ -96,33 +97,41 @@ def copy_microseconds(work: Work, chip: Chip) -> float:
     return _KERNEL + work.thread_blocks * (work.loaded + work.stored) / chip.bandwidth
 
 
-_WAITING, _STARTING, _LOADING, _COMPUTING, _MEETING, _STORING, _ENDING, _DONE = range(8)
+WAITING, STARTING, LOADING, COMPUTING, MEETING, STORING, ENDING, DONE = range(8)
 
 
-class _Timeline:
+class Timeline:
+    """The state of all thread blocks."""
+
     def __init__(self, work: Work, chip: Chip) -> None:
         blocks = work.thread_blocks
         self.work, self.chip = work, chip
         self.free = np.full(chip.sms, work.per_sm)
         self.gpc = np.repeat(np.arange(len(chip.gpcs)), chip.gpcs)
         self.next = 0
-        self.phase, self.sm = np.full(blocks, _WAITING), np.zeros(blocks, int)
+        self.phase, self.sm = np.full(blocks, WAITING), np.zeros(blocks, int)
         # What is left of the delay, the bytes to load and to store, and the sweeps, as shares of them.
         self.delay = np.full(blocks, _START)
         self.load, self.store = np.full(blocks, float(work.loaded)), np.zeros(blocks)
         self.first, self.middle, self.last = np.zeros(blocks), np.zeros(blocks), np.zeros(blocks)
 
     def run(self) -> float:
+        """Microseconds until all are done."""
+        return sum(STEP for _ in self.steps())
+
+    def steps(self) -> Iterator[tuple[float, float]]:
+        """Goes on step by step: the time, and the bytes that were moved meanwhile."""
         time = 0.0
         while True:
             self._place()
-            active = np.flatnonzero((self.phase > _WAITING) & (self.phase < _DONE))
+            active = np.flatnonzero((self.phase > WAITING) & (self.phase < DONE))
             if active.size == 0:
-                return time
-            self._move(active)
+                return
+            moved = self._move(active)
             self._compute(active)
             self._advance(active)
-            time += _STEP
+            time += STEP
+            yield time, moved
 
     def _place(self) -> None:
         """Starts clusters in the GPC with the most room, on its SMs with the most room."""
@@ -136,24 +145,25 @@ class _Timeline:
             for block in range(self.next, self.next + cluster):
                 sm = sms[np.argmax(self.free[sms])]
                 self.free[sm] -= 1
-                self.sm[block], self.phase[block] = sm, _STARTING
+                self.sm[block], self.phase[block] = sm, STARTING
             self.next += cluster
 
-    def _move(self, active: np.ndarray) -> None:
+    def _move(self, active: np.ndarray) -> float:
         """Bytes, for those that load and those that store."""
-        loading = (self.phase[active] == _LOADING) & (self.load[active] > 0)
-        storing = (self.phase[active] == _STORING) & (self.store[active] > 0)
+        loading = (self.phase[active] == LOADING) & (self.load[active] > 0)
+        storing = (self.phase[active] == STORING) & (self.store[active] > 0)
         moving = active[loading | storing]
         if moving.size == 0:
-            return
+            return 0.0
         here = np.bincount(self.sm[moving], minlength=self.chip.sms)[self.sm[moving]]
-        moved = _STEP * np.minimum(self.chip.bandwidth / moving.size, self.chip.per_sm / here)
-        is_load = self.phase[moving] == _LOADING
+        moved = STEP * np.minimum(self.chip.bandwidth / moving.size, self.chip.per_sm / here)
+        is_load = self.phase[moving] == LOADING
         for left, chosen, amount in (
             (self.load, moving[is_load], moved[is_load]),
             (self.store, moving[~is_load], moved[~is_load]),
         ):
             left[chosen] = np.maximum(left[chosen] - amount, 0.0)
+        return float(moved.sum())
 
     def _compute(self, active: np.ndarray) -> None:
         """Cycles, for those that have something to compute."""
@@ -161,11 +171,11 @@ class _Timeline:
         phase = self.phase[active]
         # Whole boxes that are there.
         there = np.floor((1 - self.load[active] / work.loaded) * boxes + 1e-9) / boxes
-        first = active[(phase == _LOADING) & (self.first[active] < there)]
-        limit = dict(zip(first.tolist(), there[(phase == _LOADING) & (self.first[active] < there)], strict=True))
-        middle, last = active[phase == _COMPUTING], active[(phase == _STORING) & (self.last[active] < 1)]
+        first = active[(phase == LOADING) & (self.first[active] < there)]
+        limit = dict(zip(first.tolist(), there[(phase == LOADING) & (self.first[active] < there)], strict=True))
+        middle, last = active[phase == COMPUTING], active[(phase == STORING) & (self.last[active] < 1)]
         here = np.bincount(self.sm[np.concatenate([first, middle, last])], minlength=self.chip.sms)
-        cycles = _STEP * self.chip.clock
+        cycles = STEP * self.chip.clock
 
         def done(sweep: Sweep, blocks: np.ndarray) -> np.ndarray:
             taken = np.maximum(sweep.alone, sweep.shared * here[self.sm[blocks]])
@@ -181,28 +191,28 @@ class _Timeline:
     def _advance(self, active: np.ndarray) -> None:
         """To the next phase, where one is over."""
         phase, work = self.phase[active], self.work
-        self.delay[active] -= np.where(np.isin(phase, (_STARTING, _ENDING)), _STEP, 0.0)
-        meeting = active[phase == _MEETING]
+        self.delay[active] -= np.where(np.isin(phase, (STARTING, ENDING)), STEP, 0.0)
+        meeting = active[phase == MEETING]
         # The delay of a meeting runs once all of the cluster are there.
         clusters = meeting // work.cluster
         all_there = np.bincount(clusters, minlength=work.thread_blocks // work.cluster) == work.cluster
-        self.delay[meeting] -= np.where(all_there[clusters], _STEP, 0.0)
+        self.delay[meeting] -= np.where(all_there[clusters], STEP, 0.0)
         over = {
-            _STARTING: self.delay[active] <= 0,
-            _LOADING: (self.load[active] <= 0) & (self.first[active] >= 1 - 1e-9),
-            _COMPUTING: self.middle[active] >= 1,
-            _MEETING: self.delay[active] <= 0,
-            _STORING: (self.last[active] >= 1) & (self.store[active] <= 0),
-            _ENDING: self.delay[active] <= 0,
+            STARTING: self.delay[active] <= 0,
+            LOADING: (self.load[active] <= 0) & (self.first[active] >= 1 - 1e-9),
+            COMPUTING: self.middle[active] >= 1,
+            MEETING: self.delay[active] <= 0,
+            STORING: (self.last[active] >= 1) & (self.store[active] <= 0),
+            ENDING: self.delay[active] <= 0,
         }
         for number, condition in over.items():
             blocks = active[(phase == number) & condition]
             self.phase[blocks] = number + 1
-            if number == _COMPUTING:
+            if number == COMPUTING:
                 self.delay[blocks] = work.meeting / self.chip.clock
-            elif number == _STORING:
+            elif number == STORING:
                 self.delay[blocks] = _NEXT + work.ending / self.chip.clock
-            elif number == _ENDING:
+            elif number == ENDING:
                 np.add.at(self.free, self.sm[blocks], 1)
 
 

@@ -256,7 +256,7 @@ def x64_in_all_threads():
 @pytest.mark.usefixtures("x64_in_all_threads")
 def test_with_x64(view, cluster):
     """Python numbers are 64 bits wide then; the kernel's own are not."""
-    check(data(view, "float32", residual=True, offset=3.0), "exact_gelu", cluster)
+    check(data(view, "float32", residual=True, offset=3.0), "exact_gelu", parts=cluster)
 
 
 @pytest.mark.parametrize("view", [LAST, FIRST, SMALL], ids=["last", "first", "small"])

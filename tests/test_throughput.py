@@ -38,6 +38,8 @@ def test_the_kernel_is_as_fast_as_it_was_counted_and_modelled(tmp_path, capsys):
             assert cost["per_sm"] >= 2, (dtype, activation, name, cost)
             assert cost["share"] >= share, (dtype, activation, name, cost)
             assert cost["spilled"] == 0, (dtype, activation, name, cost)
+            # No barriers stand around stores, so that a thread must not touch what another one loads.
+            assert cost["stores_elsewhere"] == 0, (dtype, activation, name, cost)
 
 
 # A loop with a spinning wait in it, within a loop over boxes; behind the exit the slow path of the wait.
@@ -92,6 +94,7 @@ UNROLLED = """
 def test_sums_across_warps_are_no_sweep():
     (code,) = machine_code.parse(UNROLLED).values()
     assert code.sweeps == [(1, 3), (8, 11)]
+    assert [code.stores_elsewhere(sweep) for sweep in (*code.sweeps, machine_code.Span(1, 6))] == [0, 0, 1]
 
 
 def instruction(text, *, waits=(), writes=None, stall=1):

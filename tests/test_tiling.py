@@ -104,8 +104,11 @@ def test_every_row_and_lane_is_covered_once(call):
         for at, size in pieces:
             beyond = at + size > rows
             assert not beyond or tile.ragged
-            if beyond and (tile.copies == "plain" or at >= held):
-                # Moved back to the end of the instance, where it stays in the rows of its own block.
+            if beyond and at >= held:
+                # Moved back to the end of the instance, where it stays among the rows that are not held.
+                assert rows - size >= held
+            elif beyond and tile.copies == "plain":
+                # Or in the rows of its own block.
                 assert rows - size >= start
             seen.append((at, min(at + size, rows)))
     edges = [edge for piece in seen if piece[0] < piece[1] for edge in piece]

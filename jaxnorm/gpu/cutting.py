@@ -101,7 +101,9 @@ def tile_held_in_part(
         parts = -(-shape[1] // (tile.held_rows + streamed))
         meeting: Meeting = "group" if parts > 1 else "alone"
         longer = dataclasses.replace(tile, streamed=streamed, parts=parts, meeting=meeting)
-        if _last_has(longer, chunk if copies == "bulk" else tile.rows):
+        last = shape[1] - (parts - 1) * longer.block_rows
+        # A chunk that is moved back must not be stored where a box goes back as well: it stays in what is not held.
+        if last >= (chunk if copies == "bulk" else tile.rows) and not 0 < last - tile.held_rows < chunk:
             return longer
     return None
 

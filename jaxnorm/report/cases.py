@@ -1,6 +1,7 @@
 """What selfcheck tries, drawn by chance from a seed."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -61,7 +62,7 @@ class Case:
         """Of an instance."""
         return math.prod(self.shape) // (self.shape[0] * self.shape[self.channel_axis])
 
-    @property
+    @functools.cached_property
     def tiles(self) -> tuple[Tile | NoTile, Tile | NoTile]:
         """Of the forward and the backward pass."""
         batch, rows, lanes = Layout(self.shape, (self.channel_axis % len(self.shape),)).view_shape
@@ -103,12 +104,13 @@ _WAYS = (
     Wanted("bulk", "group"),
     Wanted("plain", "alone"),
     Wanted("plain", "group"),
+    Wanted("span", "alone"),
 )
 
 
 def ways(device: Device) -> list[Wanted]:
     """All that a device can run."""
-    return [way for way in _WAYS if way.copies == "plain" or device.compute_capability >= _BULK_CAPABILITY]
+    return [way for way in _WAYS if way.copies != "bulk" or device.compute_capability >= _BULK_CAPABILITY]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,16 +161,16 @@ def _draw(
 def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device: Device, size: Size) -> Case:
     """Any case at all, on any device that is not larger than the given one."""
     dtype = options["dtype"]
-    # Channels, or positions, such that rows start at multiples of 16 bytes.
-    aligned = 16 // jnp.dtype(dtype).itemsize
+    # Channels, or positions, such that rows start at multiples of 16 bytes; spans are for instances that do not.
+    aligned, is_span = 16 // jnp.dtype(dtype).itemsize, way.copies == "span"
     elements = _between(rng, *size.elements)
     batch = _between(rng, 1, 8)
-    channels_last = bool(rng.integers(2))
-    channels = aligned * _between(rng, 1, 32) if channels_last else _between(rng, 1, 64)
+    channels_last = bool(rng.integers(2)) and not is_span
+    channels = aligned * _between(rng, 1, 32) if channels_last or is_span else _between(rng, 1, 64)
     positions = max(1, elements // (batch * channels))
     spatial = [_between(rng, 1, 64)] if rng.integers(2) else []
     last = max(1, positions // math.prod(spatial))
-    spatial.append(last if channels_last else -(-last // aligned) * aligned)
+    spatial.append(last if channels_last or is_span else -(-last // aligned) * aligned)
     is_plain = way.copies == "plain" and device.compute_capability >= _BULK_CAPABILITY
     parts = {"alone": 1, "cluster": way.parts or 1, "group": _between(rng, 2, device.sm_count)}[way.meeting]
     # About as much shared memory as makes the way likely: what comes of it is looked at.
