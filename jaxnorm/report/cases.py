@@ -167,7 +167,10 @@ def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device:
     elements = _between(rng, *size.elements)
     batch = _between(rng, 1, 8)
     channels_last = bool(rng.integers(2)) and not is_span
-    channels = aligned * _between(rng, 1, 32) if channels_last or is_span else _between(rng, 1, 64)
+    channels = aligned * _between(rng, 1, 32) if channels_last else _between(rng, 1, 64)
+    if is_span:
+        # A thread block holds several instances: they are small and many.
+        channels = aligned * max(1, elements // (batch * aligned * _between(rng, 16, 2048)))
     positions = max(1, elements // (batch * channels))
     spatial = [_between(rng, 1, 64)] if rng.integers(2) else []
     last = max(1, positions // math.prod(spatial))
@@ -176,6 +179,7 @@ def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device:
     # About as much shared memory as makes the way likely: what comes of it is looked at.
     instances = (last if channels_last else spatial[-1]) * math.prod(spatial[:-1]) * (32 if channels_last else 4)
     about = int(instances / parts * rng.uniform(0.5, 4)) + 2 * _LEAST_SHARED // 3
+    about = device.shared_memory if is_span else about
     made_up = Device(
         device.compute_capability,
         _between(rng, 2, device.sm_count),
