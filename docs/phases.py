@@ -48,7 +48,11 @@ def draw(work: Work, title: str, blocks_axis: plt.Axes, memory_axis: plt.Axes) -
                 blocks_axis.barh(lane, width, left=left, height=0.8, color=color, edgecolor="white", linewidth=0.5)
     blocks_axis.set(title=title, yticks=range(len(lanes)), yticklabels=[f"slot {i}" for i in range(len(lanes))])
     blocks_axis.invert_yaxis()
-    times, shares = np.array(moved).T
+    # Corners only: most steps are like the one before and the one after.
+    corners = [
+        p for before, p, after in zip(moved, moved[1:], moved[2:], strict=False) if {before[1], after[1]} != {p[1]}
+    ]
+    times, shares = np.array([moved[0], *corners, moved[-1]]).T
     memory_axis.fill_between(times, np.minimum(shares, 1), color="#9c755f", linewidth=0)
     memory_axis.set(ylim=(0, 1.05), yticks=[0, 1], yticklabels=["0", "full"], ylabel="memory")
     return float(times[-1])

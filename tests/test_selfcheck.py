@@ -175,11 +175,12 @@ def test_a_plan_has_every_way_and_every_option(name):
 
 def test_ways_are_all_that_tiling_has():
     """A way that is new to tiling must be checked too."""
-    rng, known = np.random.default_rng(0), {(way.copies, way.meeting) for way in cases.ways(DEVICES["H100"])}
-    for _ in range(400):
-        for way in cases.ways(DEVICES["H100"]):
+    rng = np.random.default_rng(0)
+    for device in (DEVICES["H100"], DEVICES["A100"]):
+        known = {(way.copies, way.meeting) for way in cases.ways(device)}
+        for way in cases.ways(device) * 200:
             options = {"dtype": str(rng.choice(cases.DTYPES)), "activation": "none", "residual": False, "x64": False}
-            case = cases._any(rng, way, options, DEVICES["H100"], cases.Size((2**8, 2**24), (1, 10**9)))
+            case = cases._any(rng, way, options, device, cases.Size((2**8, 2**24), (1, 10**9)))
             assert {(t.copies, t.meeting) for t in case.tiles if isinstance(t, Tile)} <= known
 
 

@@ -19,8 +19,8 @@ _OFFSETS = {"float32": (0.0, 3.0, 1e3), "bfloat16": (0.0, 3.0), "float16": (0.0,
 # Draws until a shape and a device take a wanted way; most take a few.
 _DRAWS = 1000
 _LEAST_SHARED = 12 * 1024
-# Before Hopper there are no bulk copies: a device of that kind takes plain ones, which run on newer GPUs as well.
-_PLAIN_CAPABILITY, _BULK_CAPABILITY = (8, 0), (9, 0)
+# Since Hopper copies are bulk copies; Mosaic GPU has cp.async, the plain ones, only before.
+_BULK_CAPABILITY = (9, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,8 @@ _WAYS = (
 
 def ways(device: Device) -> list[Wanted]:
     """All that a device can run."""
-    return [way for way in _WAYS if way.copies != "bulk" or device.compute_capability >= _BULK_CAPABILITY]
+    other = "plain" if device.compute_capability >= _BULK_CAPABILITY else "bulk"
+    return [way for way in _WAYS if way.copies != other]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,13 +172,12 @@ def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device:
     spatial = [_between(rng, 1, 64)] if rng.integers(2) else []
     last = max(1, positions // math.prod(spatial))
     spatial.append(last if channels_last or is_span else -(-last // aligned) * aligned)
-    is_plain = way.copies == "plain" and device.compute_capability >= _BULK_CAPABILITY
     parts = {"alone": 1, "cluster": way.parts or 1, "group": _between(rng, 2, device.sm_count)}[way.meeting]
     # About as much shared memory as makes the way likely: what comes of it is looked at.
     instances = (last if channels_last else spatial[-1]) * math.prod(spatial[:-1]) * (32 if channels_last else 4)
     about = int(instances / parts * rng.uniform(0.5, 4)) + 2 * _LEAST_SHARED // 3
     made_up = Device(
-        _PLAIN_CAPABILITY if is_plain else device.compute_capability,
+        device.compute_capability,
         _between(rng, 2, device.sm_count),
         min(max(about, _LEAST_SHARED), device.shared_memory),
     )
@@ -199,13 +199,13 @@ def _between(rng: np.random.Generator, low: int, high: int) -> int:
 # Feature maps of real networks: (shape, channel axis).
 NETWORKS = {
     "CycleGAN residual block": ((8, 64, 64, 256), -1),
-    "CycleGAN second layer": ((2, 128, 128, 128), -1),
+    "CycleGAN second layer": ((4, 128, 128, 128), -1),
     "fast style transfer": ((16, 32, 32, 512), -1),
     "nnU-Net, 32^3": ((2, 32, 32, 32, 128), -1),
-    "nnU-Net, 8^3": ((32, 8, 8, 8, 320), -1),
+    "nnU-Net, 8^3": ((64, 8, 8, 8, 320), -1),
     "ragged rows": ((64, 15, 15, 512), -1),
     "CycleGAN, (N, C, H, W)": ((8, 256, 64, 64), 1),
-    "large maps": ((1, 64, 256, 256), 1),
+    "large maps": ((2, 64, 256, 256), 1),
     "small maps": ((256, 64, 28, 28), 1),
 }
 

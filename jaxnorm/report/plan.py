@@ -13,8 +13,9 @@ from jaxnorm.report import cases, sweep
 from jaxnorm.report.cases import Case, Size, Wanted
 from jaxnorm.report.process import Job
 
-# Seconds that a process may take: it imports and compiles in a few, but a machine may be busy.
-_LIMIT = 90.0
+# Seconds that a process may take: it imports and compiles in a few, but a machine may be busy. What is timed is
+# compiled for every buffer.
+_LIMIT, _LIMIT_OF_TIMES = 90.0, 240.0
 # Elements of x, and thread blocks: on a GPU about as many as it runs at once, or more.
 _ON_GPU, _RACING = Size((2**16, 2**22), (1, 2**20)), Size((2**14, 2**19), (8, 2**20))
 # Interpreted thread blocks are threads of Python.
@@ -51,10 +52,13 @@ def on_gpu(seed: int, quick: bool, device: Device) -> list[Entry]:
 
 
 def without_gpu(seed: int) -> list[Entry]:
-    """Interpreted, as if for an H100: what a minute allows."""
-    rng, device = np.random.default_rng(seed), DEVICES["H100"]
-    wanted = [way for way in cases.ways(device) if way.parts is None or way.parts <= _INTERPRETED_PARTS]
-    return _each(rng, wanted, 3, device, _INTERPRETED, "numbers", function="check:numbers", interpreted=True)
+    """Interpreted, as if for an H100 and an A100 in turns: what a minute allows."""
+    rng, entries = np.random.default_rng(seed), []
+    for name in ("H100", "A100") * 3:
+        wanted = [way for way in cases.ways(DEVICES[name]) if way.parts is None or way.parts <= _INTERPRETED_PARTS]
+        options = {"function": "check:numbers", "interpreted": True}
+        entries += _each(rng, wanted, 1, DEVICES[name], _INTERPRETED, "numbers", **options)
+    return entries
 
 
 def _each(
@@ -97,7 +101,8 @@ def _times(rng: np.random.Generator, count: int) -> list[Entry]:
         shape, axis = cases.NETWORKS[name]
         dtype, activation = str(rng.choice(["float32", "bfloat16"])), ("relu", "gelu")[i % 2]
         row = {"case": f"{name} {'x'.join(map(str, shape))} {dtype}", "activation": activation}
-        job = _job("plan:time", name=row["case"], shape=shape, axis=axis, dtype=dtype, activation=activation)
+        call = {"name": row["case"], "shape": shape, "axis": axis, "dtype": dtype, "activation": activation}
+        job = _job("plan:time", _LIMIT_OF_TIMES, **call)
         entries.append(Entry("times", row, job))
     return entries
 
@@ -122,10 +127,10 @@ def _sweep(rng: np.random.Generator, device: Device, shapes: int = 3, most: int 
         others = [found[i] for i in rng.permutation(len(found)) if not found[i][2]]
         for pass_name, tile, is_chosen in chosen + others[: most - len(chosen)]:
             row = {"case": f"{name} {dtype}", "pass": pass_name, "tile": sweep.described(tile), "chosen": is_chosen}
-            job = _job("sweep:time_tile", pass_name=pass_name, tile=sweep.as_json(tile), dtype=dtype)
+            job = _job("sweep:time_tile", _LIMIT_OF_TIMES, pass_name=pass_name, tile=sweep.as_json(tile), dtype=dtype)
             entries.append(Entry("sweep", row, job))
     return entries
 
 
-def _job(function: str, **arguments: Any) -> Job:
-    return Job(f"jaxnorm.report.{function}", arguments, _LIMIT)
+def _job(function: str, limit: float = _LIMIT, **arguments: Any) -> Job:
+    return Job(f"jaxnorm.report.{function}", arguments, limit)

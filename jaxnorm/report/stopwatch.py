@@ -67,9 +67,9 @@ def _compare_case(
     steps = {("forward", contender): over(function) for contender, function in functions.items()}
     steps |= {("step", contender): over(_step(function)) for contender, function in functions.items()}
     taken = measure({("forward", "copy"): over(jnp.negative)} | steps, buffers)
-    by_kernel = taken.get(("step", "jaxnorm, kernel"))
-    if by_kernel is not None:
-        taken["backward", "jaxnorm, kernel"] = [_of_kernel(each, "jaxnorm_backward") for each in by_kernel]
+    of_backward = [_of_kernel(each, "jaxnorm_backward") for each in taken.get(("step", "jaxnorm, kernel"), [])]
+    if any(each.kernels for each in of_backward):
+        taken["backward", "jaxnorm, kernel"] = of_backward
     size = math.prod(shape) * jnp.dtype(dtype).itemsize
     copied = statistics.median(each.seconds for each in taken["forward", "copy"])
     rows = []

@@ -15,8 +15,11 @@ Terms = Callable[..., tuple[jax.Array, ...]]
 _OF_TERMS, _OF_LONG_TERMS = (8, 9, 10, 7, 6), (2,)
 # Operations. The backward pass of a ReLU has 10, of silu 13, of gelu 25 and more.
 _LONG = 24
-# Rows of sums, which are but loaded and added, that one loop adds up: LLVM unrolls over 32; of so few numbers that the
-# library does not take them, any loop is fast enough.
+# The same of sums, which are but loaded and added, while they are so many that one loop would be too long, but not so
+# many that the library pays: it takes as long over a sum as a loop over hundreds of numbers.
+_OF_SUMS, _SHORT = (16, 15, 14, 13, 12, 11, 10, 9), 512
+# Rows of sums that one loop adds up: LLVM unrolls over 32; of so few numbers that the library does not take them, any
+# loop is fast enough.
 _LAST, _LAST_OF_FEW = 32, 64
 _FEW = 4096
 
@@ -72,6 +75,8 @@ def _sum_of_one(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> t
 def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     if values[0].shape[1] <= (_LAST_OF_FEW if values[0].size < _FEW else _LAST):
         return _sum_rows(values)
+    if values[0].shape[1] <= _SHORT:
+        return _sum(lambda *sums: sums, values, _OF_SUMS)
     # The barrier keeps what follows from the library, which takes that too where it has 4096 elements.
     totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=1, keepdims=True) for value in values))
     return tuple(totals)
