@@ -66,7 +66,7 @@ def test_own_pictures(tmp_path):
 
 
 def test_tiles_with_the_moments_of_the_whole_have_no_seams(tmp_path):
-    finished = run("--steps", 2, "--tile", 60, cwd=tmp_path, script="tiles.py")
+    finished = run("--steps", 2, cwd=tmp_path, script="tiles.py")
     assert finished.returncode == 0, finished.stderr
     whole, with_moments, without = map(float, re.findall(r"at once: (\d+\.\d+)", finished.stdout))
     assert whole == 0
