@@ -130,11 +130,41 @@ def _on_one_device(
     padded = [a for a in divided if layout.shape[a] % math.prod(sizes[name] for name in spec[a])]
     if padded:
         names_of_padded = {axis: spec[axis] for axis in padded}
-        operands, arguments = _without_padding(layout, names_of_padded, operands, arguments)
-    results = one_pass(call, operands, *arguments)
+        return _on_padded(one_pass, call, layout, names_of_padded, operands, *arguments)
+    return _added_up(one_pass(call, operands, *arguments), names)
+
+
+def _added_up(results: Any, names: tuple[str, ...]) -> Any:
+    """The gradients of per-instance values, which are those of this device."""
     if isinstance(results, xla.Gradients):
         gamma, beta, captures = lax.psum((results.gamma, results.beta, results.captures), names)
         results = results._replace(gamma=gamma, beta=beta, captures=captures)
+    return results
+
+
+def _on_padded(
+    one_pass: Pass,
+    call: Call,
+    layout: Layout,
+    padded: dict[int, tuple[str, ...]],
+    operands: Operands,
+    *arguments: Any,
+) -> Any:
+    """The pass where an axis is no multiple of its devices: what fills it up does not count.
+
+    Outside nobody knows of that mask: of the statistics the number of positions that count is not handed on, and comes
+    back as the number of all.
+    """
+    is_masked = operands.where is not None
+    operands, arguments = _without_padding(layout, padded, operands, arguments)
+    if arguments and not is_masked:
+        statistics, dy = arguments
+        number = math.prod(layout.shape[axis] for axis in layout.spatial_axes)
+        arguments = (statistics._replace(counted=jnp.full_like(statistics.center, number)), dy)
+    results = _added_up(one_pass(call, operands, *arguments), as_names(call.axis_name))
+    if not arguments and not is_masked:
+        y, statistics = results
+        return y, statistics._replace(counted=None)
     return results
 
 

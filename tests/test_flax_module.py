@@ -94,7 +94,8 @@ def test_fields():
 
     ours, theirs = fields(jaxnorm.InstanceNorm), fields(nn.InstanceNorm)
     assert ours[: len(theirs)] == theirs
-    assert ours[len(theirs) :] == [("activation", None), ("implementation", None)]
+    running = [("track_running_stats", False), ("momentum", 0.1), ("use_running_average", None)]
+    assert ours[len(theirs) :] == [("activation", None), ("implementation", None), *running]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Pos
     grows by at most 1 / f: 16 for f = 1/16, about 1e-6 relative in float32. The corners of all devices together are
     such a subset too. Where jit may split the positions, it is all of them.
     """
-    corner = x if positions.split_by_jit else _corner(x, positions.axes)
+    corner = x if positions.split_by_jit or _is_symbolic(x) else _corner(x, positions.axes)
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
     first = _first(x, positions).astype(dtype)
     scale = scaling.of(first)
@@ -122,6 +122,11 @@ def _first(array: jax.Array, positions: Positions) -> jax.Array:
     return array
 
 
+def _is_symbolic(array: jax.Array) -> bool:
+    """Whether sizes are symbols, as in an export: which of two is larger cannot be asked then."""
+    return not all(isinstance(size, int) for size in array.shape)
+
+
 def over_positions(
     terms: Callable[..., tuple[jax.Array, ...]], arrays: tuple[jax.Array | None, ...], positions: Positions
 ) -> tuple[jax.Array, ...]:
@@ -136,7 +141,7 @@ def over_positions(
       Of each term the sum, with the summed axes kept at size 1.
     """
 
-    if positions.split_by_jit or positions.platform == "tpu":
+    if positions.split_by_jit or positions.platform == "tpu" or any(map(_is_symbolic, jax.tree.leaves(arrays))):
         return tuple(jnp.sum(term, axis=positions.axes, keepdims=True) for term in terms(*arrays))
     if positions.platform == "cpu":
         return cpu.sum_tree(terms, *arrays)
