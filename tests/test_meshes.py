@@ -47,8 +47,9 @@ def test_every_placement(style, placements):
         assert report["stays"], name
         sent = [(kind, size) for kind, size in report["sent"] if [kind, size] not in report["sent_without_a_norm"]]
         assert {kind for kind, _ in sent} <= {"all-reduce"}, (name, sent)
-        # At most four values per instance at once; the sums that stand for the results of an uneven call besides.
-        assert all(size <= 4 * report["per_instance_bytes"] + 64 for _, size in sent), (name, sent)
+        # At most six values per instance at once, which XLA combines where two mesh axes divide an instance; the sums
+        # that stand for the results of an uneven call besides.
+        assert all(size <= 6 * report["per_instance_bytes"] + 64 for _, size in sent), (name, sent)
 
 
 VMAP = """

@@ -66,7 +66,9 @@ def assert_equal_states(ours, theirs):
 
 def test_signature():
     ours, theirs = (inspect.signature(norm.__init__).parameters for norm in (InstanceNorm, nnx.InstanceNorm))
-    assert list(ours) == [*theirs, "activation", "implementation"]
+    running = {"track_running_stats": False, "momentum": 0.1, "use_running_average": False}
+    assert list(ours) == [*theirs, "activation", "implementation", *running]
+    assert {name: ours[name].default for name in running} == running
     for name, parameter in theirs.items():
         assert (ours[name].kind, ours[name].default) == (parameter.kind, parameter.default), name
     assert ours["activation"].default is ours["implementation"].default is None
