@@ -159,8 +159,9 @@ def report_blocks(compiler, seed, count):
         spatial = [int(rng.integers(45, 300)) for _ in range(2)]
         batch = max(1, int(2 ** rng.uniform(21, 26)) // (math.prod(spatial) * channels))
         shape = (batch, *spatial, channels)
-        moved, temporary = traffic.count(compiler, traffic.ours("xla"), shape, dtype)
-        moved_without, temporary_without = traffic.count(compiler, None, shape, dtype)
+        norm = traffic.norm_of("jaxnorm, xla", -1)
+        moved, temporary = traffic.count(compiler, norm, shape, -1, dtype)
+        moved_without, temporary_without = traffic.count(compiler, None, shape, -1, dtype)
         yield {
             "shape": shape,
             "dtype": dtype,
