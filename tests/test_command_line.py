@@ -65,13 +65,14 @@ def test_explain_names_the_current_device(device, line, monkeypatch):
     "x", [np.zeros((2, 8, 8, 64)), np.float32(1) + np.zeros((2, 8, 8, 64), np.float32), jnp.zeros((2, 8, 8, 64))]
 )
 def test_explain_takes_what_instance_norm_takes(x):
-    """NumPy's float64 is float32 for JAX, and half the bytes."""
-    like_x = jax.ShapeDtypeStruct(x.shape, jaxnorm.instance_norm(x).dtype)
-    want = jaxnorm.explain(like_x, residual=True, **BY_NAME)
-    for residual in (x, like_x, np.True_):
-        assert jaxnorm.explain(x, residual=residual, **BY_NAME) == want
-    for residual in (None, False):
-        assert jaxnorm.explain(x, residual=residual, **BY_NAME) != want
+    """NumPy's float64 is float32 for JAX, where it has no 64 bits, and half the bytes."""
+    with jax.enable_x64(False):
+        like_x = jax.ShapeDtypeStruct(x.shape, jaxnorm.instance_norm(x).dtype)
+        want = jaxnorm.explain(like_x, residual=True, **BY_NAME)
+        for residual in (x, like_x, np.True_):
+            assert jaxnorm.explain(x, residual=residual, **BY_NAME) == want
+        for residual in (None, False):
+            assert jaxnorm.explain(x, residual=residual, **BY_NAME) != want
 
 
 WRONG = {
