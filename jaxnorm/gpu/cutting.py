@@ -126,7 +126,7 @@ def tile_of_span(batch: int, positions: int, itemsize: int, arrays: int) -> Tile
         return None
     instances = next((n for n in fitting if n * positions >= enough), fitting[-1])
     rows = instances * positions // lanes
-    chunk = min(_chunk(positions // lanes, lanes), rows)
+    chunk = _chunk(positions // lanes, lanes, most=min(rows, _BOX_ROWS))
     shape, span = (1, batch * positions // lanes, lanes), (instances, positions)
     return Tile("both", shape, _round_up(rows, chunk), lanes, 1, chunk, 1, arrays, itemsize, "span", span=span)
 
@@ -155,10 +155,10 @@ def _box_rows(needed: int, chunk: int) -> int:
     return min(range(most, 0, -chunk), key=cost)
 
 
-def _chunk(rows: int, lanes: int) -> int:
+def _chunk(rows: int, lanes: int, most: int = _BOX_ROWS) -> int:
     """Rows computed at a time: many, unless rounding up to them would waste more than an eighth."""
     step = ELEMENTS_PER_STEP // lanes
-    chunks = [step * n for n in _STEPS if step * n <= _BOX_ROWS]
+    chunks = [step * n for n in _STEPS if step * n <= most]
     return next((n for n in chunks if _round_up(rows, n) * 8 <= rows * 9), step)
 
 
