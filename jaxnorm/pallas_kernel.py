@@ -139,8 +139,8 @@ def _forward(
         first = block.first_values(x)
         scale = scaling.of(first)
         parts = block.exchange(_part_moments(block, first, scale))
-        merged = meeting.merged_moments(parts, block.count, tile.positions, scale)
-        center_value, delta_value, rstd_value = scaling.undo(*merged, scale, eps)
+        center_value, scaled_delta, variance = meeting.merged_moments(parts, block.count, tile.positions, scale)
+        delta_value, rstd_value = scaling.undo(scaled_delta, variance, scale, eps)
 
         @pl.when(block.rank == 0)
         def _() -> None:

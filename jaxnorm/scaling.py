@@ -35,10 +35,8 @@ def _large(value: jax.Array) -> float:
     return 2.0 ** (maxexp * 3 // 8)
 
 
-def undo(
-    center: jax.Array, delta: jax.Array, variance: jax.Array, scale: jax.Array, eps: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """center, delta and 1 / sqrt(variance + eps), of numbers, from delta and variance of the scaled ones.
+def undo(delta: jax.Array, variance: jax.Array, scale: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """delta and 1 / sqrt(variance + eps), of numbers, from delta and variance of the scaled ones.
 
     Where the squares overflow all the same, or the result is less than a normal number, the variance counts as
     infinite: every finite number is normalized to 0. NaN stays NaN.
@@ -47,5 +45,4 @@ def undo(
     # At least a normal number, since eps may vanish beside a large offset: a constant instance gives 0.
     rstd = scale * lax.rsqrt(jnp.maximum(variance + (eps * scale) * scale, tiny))
     vanishes = (variance == jnp.inf) | (rstd < tiny)
-    center, delta, rstd = (jnp.where(vanishes, 0, value) for value in (center, delta / scale, rstd))
-    return center, delta, rstd
+    return jnp.where(vanishes, 0, delta / scale), jnp.where(vanishes, 0, rstd)

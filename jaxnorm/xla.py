@@ -78,7 +78,8 @@ def forward(
         statistics = _statistics(x, where, gamma.dtype, eps, positions)
     else:
         statistics = Statistics(center, jnp.zeros_like(center), jnp.ones_like(center))
-    z = _normalized(x, statistics) * gamma + beta
+    factor, shift = _line(statistics, gamma, beta)
+    z = _deviation(x, statistics) * factor + shift
     if residual is not None:
         z = z + residual.astype(z.dtype)
     if activation is not None:
@@ -128,12 +129,13 @@ def backward(
         x, statistics = lax.optimization_barrier((x, statistics))
 
     def before_the_affine(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """xhat, and the cotangents of z and of the captures at each position."""
+        """x - center, and the cotangents of z and of the captures at each position."""
         x, dy, residual = arrays
-        xhat, dz = _normalized(x, statistics), dy.astype(statistics.center.dtype)
+        deviation, dz = _deviation(x, statistics), dy.astype(statistics.center.dtype)
         dcaptures: list[jax.Array] = []
         if activation is not None:
-            z = xhat * gamma + beta
+            factor, shift = _line(statistics, gamma, beta)
+            z = deviation * factor + shift
             if residual is not None:
                 z = z + residual.astype(z.dtype)
             # As large as z, so that their cotangents are not summed here.
@@ -143,44 +145,46 @@ def backward(
             # What does not count and is not finite has no part in any gradient; and what counts is finite, or all
             # statistics of its instance are NaN.
             is_finite = jnp.isfinite(x)
-            xhat, dz, *dcaptures = (jnp.where(is_finite, value, 0) for value in (xhat, dz, *dcaptures))
-        return xhat, (dz, *dcaptures)
+            deviation, dz, *dcaptures = (jnp.where(is_finite, value, 0) for value in (deviation, dz, *dcaptures))
+        return deviation, (dz, *dcaptures)
 
     def terms(*arrays: Any) -> tuple[jax.Array, ...]:
-        xhat, (dz, *dcaptures) = before_the_affine(statistics, *arrays)
-        return dz, dz * xhat, *dcaptures
+        deviation, (dz, *dcaptures) = before_the_affine(statistics, *arrays)
+        rstd, offset = _line(statistics, 1, 0)
+        return dz, dz * (deviation * rstd + offset), *dcaptures
 
     has_mask, arrays = where is not None, (x, dy, residual)
     totals = sums.over_positions(terms, arrays, positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
     # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
     again, totals = lax.optimization_barrier((statistics, totals))
-    xhat, (dz, *_) = before_the_affine(again, *arrays)
+    deviation, (dz, *_) = before_the_affine(again, *arrays)
     dbeta, dgamma, *dcaptures = totals
-    dresidual = None if residual is None else dz.astype(residual.dtype)
+    factor = again.rstd * gamma
+    dx = factor * dz
     if center is None:
         count = positions.count(x) if again.counted is None else again.counted
-        dz = dz - _through_statistics(xhat, dbeta, dgamma, where, count, positions)
-    dx = (gamma * again.rstd) * dz
+        mean_dz, mean_dz_xhat = (factor * total / count for total in positions.add_up((dbeta, dgamma)))
+        # Multiplied out: mean_dz + mean_dz_xhat * xhat.
+        slope = mean_dz_xhat * again.rstd
+        through_statistics = deviation * slope + (mean_dz - again.delta * slope)
+        dx = dx - (through_statistics if where is None else jnp.where(where, through_statistics, 0))
+    dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, tuple(dcaptures), dresidual)
 
 
-def _through_statistics(
-    xhat: jax.Array,
-    dbeta: jax.Array,
-    dgamma: jax.Array,
-    where: jax.Array | None,
-    count: Any,
-    positions: sums.Positions,
-) -> jax.Array:
-    sum_dz, sum_dz_xhat = positions.add_up((dbeta, dgamma))
-    share = (sum_dz + xhat * sum_dz_xhat) / count
-    return share if where is None else jnp.where(where, share, 0)
+def _deviation(x: jax.Array, statistics: Statistics) -> jax.Array:
+    """Exact or nearly so at any offset of the data; x - mean is not, since the mean is rounded."""
+    return x.astype(statistics.center.dtype) - statistics.center
 
 
-def _normalized(x: jax.Array, statistics: Statistics) -> jax.Array:
-    # In this order: x - center is exact or nearly so at any offset, x - (center + delta) is not.
-    return ((x.astype(statistics.center.dtype) - statistics.center) - statistics.delta) * statistics.rstd
+def _line(statistics: Statistics, gamma: jax.Array | float, beta: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """factor and shift, per instance: z = (x - center) * factor + shift, one multiply-add per position.
+
+    Little cancels between the two, since delta is at most 4 standard deviations (sums.provisional_center).
+    """
+    factor = statistics.rstd * gamma
+    return factor, beta - statistics.delta * factor
 
 
 def _statistics(
@@ -207,5 +211,8 @@ def _statistics(
     delta = total / count
     variance = jnp.maximum(squares / count - jnp.square(delta), 0)
     variance = jnp.where(squares == jnp.inf, jnp.inf, variance)
-    center, delta, rstd = sums.in_one_loop(scaling.undo(center, delta, variance, scale, eps), positions)
+    delta, rstd = scaling.undo(delta, variance, scale, eps)
+    if positions.platform == "cpu":
+        # Else XLA computes the root again at every position.
+        delta, rstd = lax.optimization_barrier((delta, rstd))
     return Statistics(center, delta, rstd, None if where is None else jnp.broadcast_to(count, center.shape))

@@ -59,10 +59,11 @@ def provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Pos
     """
     corner = x if positions.split_by_jit or _is_symbolic(x) else _corner(x, positions.axes)
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
-    first = _first(x, positions).astype(dtype)
-    scale = scaling.of(first)
-    (total,) = over_positions(lambda x: (x.astype(dtype) * scale - first * scale,), (corner,), positions)
-    center = first + total / scale / math.prod(corner.shape[axis] for axis in positions.axes)
+    center = first = _first(x, positions).astype(dtype)
+    if corner.shape != first.shape:
+        scale = scaling.of(first)
+        (total,) = over_positions(lambda x: (x.astype(dtype) * scale - first * scale,), (corner,), positions)
+        center = first + total / scale / math.prod(corner.shape[axis] for axis in positions.axes)
     return _finite(positions.add_up(center / positions.devices))
 
 
@@ -146,8 +147,3 @@ def over_positions(
     if positions.platform == "cpu":
         return cpu.sum_tree(terms, *arrays)
     return gpu.sum_chunks(terms(*arrays))
-
-
-def in_one_loop(values: tuple[jax.Array, ...], positions: Positions) -> tuple[jax.Array, ...]:
-    """Per-instance values that have much in common, in the form that the platform computes best."""
-    return cpu.in_one_loop(values) if positions.platform == "cpu" else values

@@ -36,11 +36,6 @@ def sum_tree(terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
     return _sum(terms, arrays, ways) if len(traced.out_avals) > 1 else _sum_of_one(terms, arrays, ways)
 
 
-def in_one_loop(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """The values, of one shape: XLA for CPU computes all that they have in common once, not once for each of them."""
-    return tuple(lax.optimization_barrier(jnp.stack(values)))
-
-
 def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[jax.Array, ...]:
     count = _count(arrays)
     if count <= max(ways):
