@@ -94,6 +94,8 @@ class Call:
         return Positions(layout.view_axes, self.axis_name, self.split_by_jit, platform)
 
 
+# Traced once per call, for y alone and under grad, and for every layer that equals another.
+@functools.partial(jax.jit, static_argnums=0)
 def forward(call: Call, operands: Operands) -> tuple[jax.Array, xla.Statistics]:
     """y, and the statistics for the backward pass, per instance."""
 
@@ -107,6 +109,7 @@ def forward(call: Call, operands: Operands) -> tuple[jax.Array, xla.Statistics]:
     return passed
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def backward(call: Call, operands: Operands, statistics: xla.Statistics, dy: jax.Array) -> xla.Gradients:
     """The gradients of forward for the cotangent dy of y.
 
