@@ -45,8 +45,8 @@ accuracy: .venv/bench ## print the error against float64 beside Flax's
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
 	$(BIN)/python benchmarks/traffic.py --markdown benchmarks/results/traffic.md $(ARGS)
 
-traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that are drawn; ARGS="--seed 1 --shapes 8"
-	$(BIN)/python benchmarks/traffic_tpu.py $(ARGS)
+traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that are drawn; ARGS="--seeds 2 3 --shapes 4"
+	$(BIN)/python benchmarks/traffic_tpu.py --markdown benchmarks/results/traffic-tpu.md $(ARGS)
 
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json

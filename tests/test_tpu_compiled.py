@@ -18,8 +18,7 @@ import json
 import aot_tpu
 import numpy as np, traffic_tpu
 compiler, rng = aot_tpu.TpuCompiler(), np.random.default_rng(20261124)
-drawn = [traffic_tpu.draw(rng) for _ in range(20)]
-for shape, dtype in [case for case in drawn if case[1] == "bfloat16"][:2]:
+for shape, dtype in [traffic_tpu.draw(rng) for _ in range(4)]:
     count = lambda norm: traffic_tpu.count(compiler, norm, shape, dtype)
     without = count(None)
     stable, ours = (count(norm) - without for norm in list(traffic_tpu.NORMS.values())[1:])
@@ -28,11 +27,7 @@ for shape, dtype in [case for case in drawn if case[1] == "bfloat16"][:2]:
 
 
 def test_a_block_moves_less_than_with_the_stable_variance_of_flax():
-    """One reading of x less, for a sixteenth: Flax reads x for the mean, then for the variance.
-
-    In bfloat16. In float32 it is so for most shapes, but of (1, 47, 305, 180, 84) XLA writes y for the matmul: 9.06
-    units beside 8.00.
-    """
+    """One reading of x less, for a sixteenth: Flax reads x for the mean, then for the variance."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(BENCHMARKS), str(BENCHMARKS.parent)))},
@@ -42,6 +37,6 @@ def test_a_block_moves_less_than_with_the_stable_variance_of_flax():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == 2
+    assert len(found) == 4
     for block in found:
         assert block["jaxnorm"] <= block["stable"] - 0.9, block
