@@ -57,7 +57,7 @@ throughput: .venv/bench .venv/aot ## count instructions on the machine code for 
 bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
 	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
 
-bench-random: .venv/bench ## time relu(norm(x)) beside Flax on shapes that chance picks; ARGS="--seed 7"
+bench-random: .venv/bench ## time relu(norm(x)) beside Flax on shapes that chance picks; ARGS="--seeds 7"
 	$(BIN)/python benchmarks/random_shapes.py $(call RESULTS,random) $(ARGS)
 
 bench-networks: .venv/bench ## what the norms of small networks cost in a training step, and to compile, beside Flax

@@ -1,6 +1,6 @@
 """Time of relu(norm(x)) beside Flax on shapes that chance picks, forward and training step.
 
-    python benchmarks/random_shapes.py --seed 7
+    python benchmarks/random_shapes.py --seeds 7 8 9
 
 Every shape is as likely as its logarithms: ranks 3 to 5, both layouts, batches of 1 to 128, 1 to 512 channels, sides of
 2 to 256, and 2e4 to 4e6 elements, in float32 or bfloat16. jaxnorm and Flax's default layer take turns; a speed is the
@@ -48,6 +48,7 @@ class Case:
 class Result:
     """Seconds per call, median and quartiles, of one case in one pass."""
 
+    seed: int
     case: Case
     pass_name: str
     jaxnorm: Spread
@@ -62,16 +63,18 @@ class Result:
 def main(argv: list[str] | None = None) -> None:
     """Draws, measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, help="of the draw (default: another one in every run; it is printed)")
-    parser.add_argument("--count", type=int, default=60, help="shapes (default 60)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="of the draws (default: another one in every run; it is printed)"
+    )
+    parser.add_argument("--count", type=int, default=60, help="shapes of each seed (default 60)")
     parser.add_argument("--seconds", type=float, default=0.4, help="for the rounds of a shape and pass (default 0.4)")
     add_output_options(parser, plot=False)
     chosen = parser.parse_args(argv)
-    seed = random.SystemRandom().randrange(10**6) if chosen.seed is None else chosen.seed
-    cases = draw(seed, chosen.count)
-    results = [measure(case, name, chosen.seconds) for case in progress(cases, "timing") for name in PASSES]
+    seeds = chosen.seeds or [random.SystemRandom().randrange(10**6)]
+    cases = [(seed, case) for seed in seeds for case in draw(seed, chosen.count)]
+    results = [measure(*case, name, chosen.seconds) for case in progress(cases, "timing") for name in PASSES]
     facts = machine()
-    publish(chosen, report(results, seed, facts), {"machine": facts, "seed": seed, "results": results})
+    publish(chosen, report(results, facts), {"machine": facts, "results": results})
 
 
 def draw(seed: int, count: int) -> list[Case]:
@@ -91,7 +94,7 @@ def draw(seed: int, count: int) -> list[Case]:
     return cases
 
 
-def measure(case: Case, pass_name: str, seconds: float) -> Result:
+def measure(seed: int, case: Case, pass_name: str, seconds: float) -> Result:
     """Compiles both, then lets them take turns for so many seconds."""
     keys = jax.random.split(jax.random.key(0), 4)
     x, dy = (jax.random.normal(key, case.array, case.dtype) for key in keys[:2])
@@ -102,42 +105,47 @@ def measure(case: Case, pass_name: str, seconds: float) -> Result:
         for name in ("jaxnorm", BASELINE)
     }
     taken = take_turns(turns, seconds)
-    return Result(case, pass_name, Spread.of(taken["jaxnorm"]), Spread.of(taken[BASELINE]))
+    return Result(seed, case, pass_name, Spread.of(taken["jaxnorm"]), Spread.of(taken[BASELINE]))
 
 
-def report(results: list[Result], seed: int, facts: dict[str, Any]) -> str:
-    """Means, then the worst of each pass."""
+def report(results: list[Result], facts: dict[str, Any]) -> str:
+    """Means of each seed, then the worst of all in each pass."""
+    seeds = list(dict.fromkeys(r.seed for r in results))
     parts = [
         "# relu(norm(x)) beside Flax on shapes that chance picked",
-        f"{describe(facts)}. {len(results) // len(PASSES)} shapes, seed {seed}. Speed in multiples of Flax's default "
-        "layer: the ratio of the median times of turns taken in one process. Larger is faster.",
+        f"{describe(facts)}. {len(results) // len(PASSES) // len(seeds)} shapes of each seed. Speed in multiples of "
+        "Flax's default layer: the ratio of the median times of turns taken in one process. Larger is faster.",
         table(
-            ["", "geometric mean", f"lowest from {_SMALL:.0e} elements", "lowest below"],
-            [_summary(results, name) for name in PASSES],
+            ["", "seed", "geometric mean", f"lowest from {_SMALL:.0e} elements", "lowest below"],
+            [
+                _summary([r for r in results if (r.pass_name, r.seed) == (name, seed)], name, seed)
+                for name in PASSES
+                for seed in seeds
+            ],
         ),
     ]
     for name in PASSES:
-        worst = sorted((r for r in results if r.pass_name == name), key=lambda r: r.speed)[:_WORST]
+        worst = sorted((r for r in results if r.pass_name == name), key=lambda r: r.speed)[: _WORST * len(seeds)]
         parts += [
             f"## The slowest of {name}",
-            table(["", "elements", "speed", "jaxnorm, ms", "Flax, ms"], [_line(r) for r in worst]),
+            table(["", "seed", "elements", "speed", "jaxnorm, ms", "Flax, ms"], [_line(r) for r in worst]),
         ]
     return "\n\n".join(parts)
 
 
-def _summary(results: list[Result], pass_name: str) -> list[Any]:
-    chosen = [r for r in results if r.pass_name == pass_name]
-
+def _summary(results: list[Result], pass_name: str, seed: int) -> list[Any]:
     def lowest(small: bool) -> str:
-        return min((f"{r.speed:.2f}" for r in chosen if (r.case.shape.size < _SMALL) == small), default="")
+        return min((f"{r.speed:.2f}" for r in results if (r.case.shape.size < _SMALL) == small), default="")
 
-    return [pass_name, f"{geometric_mean([r.speed for r in chosen]):.2f}", lowest(False), lowest(True)]
+    mean = geometric_mean([r.speed for r in results])
+    return [pass_name, str(seed), f"{mean:.2f}", lowest(False), lowest(True)]
 
 
 def _line(r: Result) -> list[Any]:
     name = f"{r.case.layout} {r.case.array} {r.case.dtype}"
     return [
         name,
+        str(r.seed),
         str(r.case.shape.size),
         f"{r.speed:.2f}",
         f"{r.jaxnorm.median * 1e3:.3g}",

@@ -123,9 +123,9 @@ def test_random_shapes_are_those_of_the_seed_and_reported(tmp_path, capsys):
         assert 1 <= case.shape.channels <= 512
         assert all(2 <= side <= 256 for side in case.shape.spatial)
     figures = tmp_path / "figures.json"
-    random_shapes.main(["--seed", "5", "--count", "2", "--seconds", "0", "--json", str(figures)])
-    assert "2 shapes, seed 5" in capsys.readouterr().out
-    assert len(json.loads(figures.read_text())["results"]) == 4
+    random_shapes.main(["--seeds", "5", "6", "--count", "2", "--seconds", "0", "--json", str(figures)])
+    assert "2 shapes of each seed" in capsys.readouterr().out
+    assert [r["seed"] for r in json.loads(figures.read_text())["results"]] == [5] * 4 + [6] * 4
 
 
 def test_networks_are_compared_with_flax(tmp_path, capsys):
