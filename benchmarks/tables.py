@@ -18,10 +18,10 @@ def report(results: list[Any], facts: dict[str, Any]) -> str:
       results: of compare.py.
       facts: of the machine.
     """
-    threads = f"PyTorch has {facts['torch threads']} threads, JAX " if "torch threads" in facts else "JAX has "
+    torch = f"PyTorch has {facts['torch threads']} threads. " if "torch threads" in facts else ""
     parts = [
         "# relu(norm(x)) beside what people use",
-        f"{describe(facts)}. {threads}one per core.",
+        f"{describe(facts)}. {torch}JAX has one thread per core.",
         "Contenders took turns; a ratio is the median over rounds of the ratio within a round.",
         "## How many times as fast jaxnorm is\n\n"
         "Geometric mean over the shapes and layouts that the other one has (lowest to highest).",
