@@ -62,8 +62,8 @@ def norm_of(name, channel_axis):
     )
 
 
-def flax_norm(channel_axis, x, gamma, beta):
-    layer = nn.InstanceNorm(dtype=x.dtype, feature_axes=channel_axis)
+def flax_norm(channel_axis, x, gamma, beta, **options):
+    layer = nn.InstanceNorm(dtype=x.dtype, feature_axes=channel_axis, **options)
     return jax.nn.relu(layer.apply({"params": {"scale": gamma, "bias": beta}}, x))
 
 

@@ -14,25 +14,17 @@ import math
 # First: it says what libtpu needs when JAX starts.
 from aot_tpu import VECTOR_MEMORY, TpuCompiler  # isort: skip
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hlo import moved_bytes
 from report import add_output_options, progress, publish, table
-from traffic import block, norm_of
+from traffic import block, flax_norm, norm_of
 
 LARGEST = 2**30
-
-
-def flax_stable_norm(x, gamma, beta):
-    layer = nn.InstanceNorm(dtype=x.dtype, use_fast_variance=False)
-    return jax.nn.relu(layer.apply({"params": {"scale": gamma, "bias": beta}}, x))
-
-
 NORMS = {
     "flax.linen.InstanceNorm": norm_of("flax.linen.InstanceNorm", -1),
-    "the same, use_fast_variance=False": flax_stable_norm,
+    "the same, use_fast_variance=False": functools.partial(flax_norm, -1, use_fast_variance=False),
     "jaxnorm": norm_of("jaxnorm, xla", -1),
 }
 

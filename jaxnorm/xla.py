@@ -165,9 +165,8 @@ def backward(
     if center is None:
         count = positions.count(x) if again.counted is None else again.counted
         mean_dz, mean_dz_xhat = (factor * total / count for total in positions.add_up((dbeta, dgamma)))
-        # Multiplied out: mean_dz + mean_dz_xhat * xhat.
-        slope = mean_dz_xhat * again.rstd
-        through_statistics = deviation * slope + (mean_dz - again.delta * slope)
+        slope, offset = _line(again, mean_dz_xhat, mean_dz)
+        through_statistics = deviation * slope + offset
         dx = dx - (through_statistics if where is None else jnp.where(where, through_statistics, 0))
     dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, tuple(dcaptures), dresidual)
@@ -179,7 +178,7 @@ def _deviation(x: jax.Array, statistics: Statistics) -> jax.Array:
 
 
 def _line(statistics: Statistics, gamma: jax.Array | float, beta: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """factor and shift, per instance: z = (x - center) * factor + shift, one multiply-add per position.
+    """factor and shift, per instance: xhat * gamma + beta = (x - center) * factor + shift, a multiply-add per position.
 
     Little cancels between the two, since delta is at most 4 standard deviations (sums.provisional_center).
     """
