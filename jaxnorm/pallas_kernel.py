@@ -140,6 +140,7 @@ def _forward(
         scale = scaling.of(first)
         parts = block.exchange(_part_moments(block, first, scale))
         center_value, scaled_delta, variance = meeting.merged_moments(parts, block.count, tile.positions, scale)
+        scaled_delta = jnp.where(variance == jnp.inf, 0.0, scaled_delta)
         delta_value, rstd_value = scaling.undo(scaled_delta, variance, scale, eps)
 
         @pl.when(block.rank == 0)

@@ -51,9 +51,7 @@ def run(one_pass: Pass, call: Call, operands: Operands, *arguments: Any) -> Any:
         def with_axis(value: jax.Array, is_mapped: bool) -> jax.Array:
             return value if is_mapped else jnp.broadcast_to(value, (size, *value.shape))
 
-        channel_axes = tuple(axis + 1 for axis in call.channel_axes)
-        inner = dataclasses.replace(call, channel_axes=channel_axes, batch_axes=call.batch_axes + 1)
-        results = run(one_pass, inner, *jax.tree.map(with_axis, arguments, tuple(is_mapped)))
+        results = run(one_pass, call.with_mapped_axis(), *jax.tree.map(with_axis, arguments, tuple(is_mapped)))
         return results, jax.tree.map(lambda _: True, results)
 
     return batched(operands, *arguments)

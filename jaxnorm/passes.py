@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 
-from jaxnorm import choice, reference, xla
+from jaxnorm import choice, lowering, reference, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import NoTile, Tile
@@ -66,10 +65,16 @@ class Call:
         """Of an x of that shape."""
         return Layout(shape, self.channel_axes, self.batch_axes)
 
-    def plain_layout(self, shape: tuple[int, ...], platform: Platform) -> Layout:
-        """For plain XLA. A TPU tiles the last two axes: to merge axes is to copy x there."""
+    def plain_form(self, shape: tuple[int, ...], platform: Platform) -> tuple[Layout, Positions]:
+        """Of plain XLA. A TPU tiles the last two axes: to merge axes is to copy x there."""
         is_unmerged = self.split_by_jit or platform == "tpu"
-        return (UnmergedLayout if is_unmerged else Layout)(shape, self.channel_axes, self.batch_axes)
+        layout = (UnmergedLayout if is_unmerged else Layout)(shape, self.channel_axes, self.batch_axes)
+        return layout, Positions(layout.view_axes, self.axis_name, self.split_by_jit, platform)
+
+    def with_mapped_axis(self) -> "Call":
+        """Under vmap, with the mapped axis in front of all others."""
+        channel_axes = tuple(axis + 1 for axis in self.channel_axes)
+        return dataclasses.replace(self, channel_axes=channel_axes, batch_axes=self.batch_axes + 1)
 
     def tiles(self, operands: Operands) -> tuple[Tile | NoTile, Tile | NoTile]:
         """Of the kernel, forward and backward."""
@@ -90,23 +95,84 @@ class Call:
     def may_run_kernel(self, operands: Operands) -> bool:
         return self.implementation != "xla" and not all(isinstance(tile, NoTile) for tile in self.tiles(operands))
 
-    def positions(self, layout: Layout, platform: Platform) -> Positions:
-        return Positions(layout.view_axes, self.axis_name, self.split_by_jit, platform)
+
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+    """passes.forward in one layout, by one implementation; see jaxnorm.lowering.PlainPass."""
+
+    call: Call
+
+    def __call__(self, platform: Platform, operands: Operands) -> Any:
+        layout, positions = self.call.plain_form(operands.x.shape, platform)
+        return self._in_layout(layout, functools.partial(xla.forward, positions=positions), operands)
+
+    def kernel(self, operands: Operands, *, tile: Tile) -> Any:
+        layout = self.call.layout(operands.x.shape)
+        return self._in_layout(layout, functools.partial(_kernel_forward, tile=tile), operands)
+
+    def _in_layout(self, layout: Layout, implementation: Callable[..., Any], operands: Operands) -> Any:
+        options = {"eps": self.call.eps, "activation": self.call.activation}
+        y, statistics = implementation(*_to_views(layout, operands), **options)
+        return layout.from_view(y), jax.tree.map(layout.instances_from_view, statistics)
+
+    def like(self, operands: Operands) -> tuple[Any, xla.Statistics]:
+        x, value = operands.x, operands.gamma
+        is_counted = operands.where is not None and operands.center is None
+        return x, xla.Statistics(value, value, value, value if is_counted else None)
+
+    def with_mapped_axis(self) -> "_Forward":
+        return _Forward(self.call.with_mapped_axis())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Backward:
+    """passes.backward in one layout, by one implementation; see jaxnorm.lowering.PlainPass."""
+
+    call: Call
+
+    def __call__(self, platform: Platform, operands: Operands, *arguments: Any) -> xla.Gradients:
+        layout, positions = self.call.plain_form(operands.x.shape, platform)
+        return self._in_layout(layout, functools.partial(xla.backward, positions=positions), operands, *arguments)
+
+    def kernel(self, operands: Operands, *arguments: Any, tile: Tile) -> xla.Gradients:
+        layout = self.call.layout(operands.x.shape)
+        return self._in_layout(layout, functools.partial(_kernel_backward, tile=tile), operands, *arguments)
+
+    def _in_layout(
+        self,
+        layout: Layout,
+        implementation: Callable[..., Any],
+        operands: Operands,
+        statistics: xla.Statistics,
+        dy: jax.Array,
+    ) -> xla.Gradients:
+        gradients = implementation(
+            *_to_views(layout, operands),
+            jax.tree.map(layout.instances_to_view, statistics),
+            layout.to_view(dy),
+            activation=self.call.activation,
+        )
+        return xla.Gradients(
+            layout.from_view(gradients.x),
+            layout.instances_from_view(gradients.gamma),
+            layout.instances_from_view(gradients.beta),
+            tuple(map(layout.instances_from_view, gradients.captures)),
+            None if gradients.residual is None else layout.from_view(gradients.residual),
+        )
+
+    def like(self, operands: Operands, *_: Any) -> xla.Gradients:
+        return xla.Gradients(operands.x, operands.gamma, operands.beta, operands.captures, operands.residual)
+
+    def with_mapped_axis(self) -> "_Backward":
+        return _Backward(self.call.with_mapped_axis())
 
 
 # Traced once per call, for y alone and under grad, and for every layer that equals another.
 @functools.partial(jax.jit, static_argnums=0)
 def forward(call: Call, operands: Operands) -> tuple[jax.Array, xla.Statistics]:
     """y, and the statistics for the backward pass, per instance."""
-
-    def in_layout(layout: Layout, implementation: Callable[..., Any], *operands: Any) -> Any:
-        y, statistics = implementation(*_to_views(layout, Operands(*operands)))
-        return layout.from_view(y), jax.tree.map(layout.instances_from_view, statistics)
-
-    options = {"eps": call.eps, "activation": call.activation}
-    passed: tuple[jax.Array, xla.Statistics]
-    passed = _run(call, 0, in_layout, _kernel_forward, xla.forward, options, *operands)
-    return passed
+    y, statistics = _run(_Forward(call), call.tiles(operands)[0], operands)
+    return y, statistics
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -119,71 +185,22 @@ def backward(call: Call, operands: Operands, statistics: xla.Statistics, dy: jax
       statistics: of forward.
       dy: like x.
     """
-
-    def in_layout(layout: Layout, implementation: Callable[..., Any], *arguments: Any) -> xla.Gradients:
-        *operands, statistics, dy = arguments
-        gradients = implementation(
-            *_to_views(layout, Operands(*operands)),
-            jax.tree.map(layout.instances_to_view, statistics),
-            layout.to_view(dy),
-        )
-        return xla.Gradients(
-            layout.from_view(gradients.x),
-            layout.instances_from_view(gradients.gamma),
-            layout.instances_from_view(gradients.beta),
-            tuple(map(layout.instances_from_view, gradients.captures)),
-            None if gradients.residual is None else layout.from_view(gradients.residual),
-        )
-
-    options = {"activation": call.activation}
-    gradients: xla.Gradients
-    gradients = _run(call, 1, in_layout, _kernel_backward, xla.backward, options, *operands, statistics, dy)
+    gradients: xla.Gradients = _run(_Backward(call), call.tiles(operands)[1], operands, statistics, dy)
     return gradients
 
 
-def _run(
-    call: Call,
-    index: int,
-    in_layout: Callable[..., Any],
-    of_kernel: Callable[..., Any],
-    of_xla: Callable[..., Any],
-    options: dict[str, Any],
-    *arguments: Any,
-) -> Any:
-    """A pass by the implementation that was chosen.
+def _run(one_pass: _Forward | _Backward, tile: Tile | NoTile, *arguments: Any) -> Any:
+    """A pass by the implementation that was chosen."""
+    call = one_pass.call
 
-    Args:
-      call: the static half.
-      index: of the tile of the pass.
-      in_layout: takes a layout, an implementation of the pass on its views, and the arguments.
-      of_kernel, of_xla: the implementations, with the options.
-      arguments: operands, and what the pass takes besides, N-d.
-    """
-    operands = Operands(*arguments[: len(Operands._fields)])
-    shape = operands.x.shape
-
-    def kernel(*arguments: Any, tile: Tile) -> Any:
-        return in_layout(call.layout(shape), functools.partial(of_kernel, **options, tile=tile), *arguments)
-
-    def plain(platform: Platform, *arguments: Any) -> Any:
-        layout = call.plain_layout(shape, platform)
-        positions = call.positions(layout, platform)
-        return in_layout(layout, functools.partial(of_xla, **options, positions=positions), *arguments)
-
-    def on_any_platform(*arguments: Any) -> Any:
+    def plain(*arguments: Any) -> Any:
         if call.split_by_jit:
-            return plain("tpu", *arguments)
-        on_gpu = functools.partial(plain, "gpu")
-        return lax.platform_dependent(
-            *arguments,
-            cpu=functools.partial(plain, "cpu"),
-            cuda=on_gpu,
-            rocm=on_gpu,
-            default=functools.partial(plain, "tpu"),
-        )
+            return one_pass("tpu", *arguments)
+        # Over a mapped axis JAX must see the sums that travel.
+        run = lowering.for_its_platform if call.axis_name is None else lowering.for_every_platform
+        return run(one_pass, *arguments)
 
-    tile = call.tiles(operands)[index]
-    return choice.run(tile, kernel, on_any_platform, *arguments, implementation=call.implementation)
+    return choice.run(tile, one_pass.kernel, plain, *arguments, implementation=call.implementation)
 
 
 def plain_forward(call: Call, operands: Operands) -> jax.Array:

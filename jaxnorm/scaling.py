@@ -38,11 +38,9 @@ def _large(value: jax.Array) -> float:
 def undo(delta: jax.Array, variance: jax.Array, scale: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
     """delta and 1 / sqrt(variance + eps), of numbers, from delta and variance of the scaled ones.
 
-    Where the squares overflow all the same, or the result is less than a normal number, the variance counts as
-    infinite: every finite number is normalized to 0. NaN stays NaN.
+    Where the squares overflow all the same the variance is infinite, and rstd is 0: with a delta of 0 every finite
+    number is normalized to 0. NaN stays NaN.
     """
-    tiny = jnp.finfo(variance.dtype).tiny
     # At least a normal number, since eps may vanish beside a large offset: a constant instance gives 0.
-    rstd = scale * lax.rsqrt(jnp.maximum(variance + (eps * scale) * scale, tiny))
-    vanishes = (variance == jnp.inf) | (rstd < tiny)
-    return jnp.where(vanishes, 0, delta / scale), jnp.where(vanishes, 0, rstd)
+    floor = jnp.finfo(variance.dtype).tiny
+    return delta / scale, scale * lax.rsqrt(jnp.maximum(variance + (eps * scale) * scale, floor))

@@ -200,16 +200,16 @@ def _statistics(
     scale = scaling.of(center)
 
     def terms(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        deviation = x.astype(dtype) * scale - center * scale
+        deviation = (x.astype(dtype) - center) * scale
         if where is not None:
             deviation = jnp.where(where, deviation, 0)
         return deviation, jnp.square(deviation)
 
     mask = None if where is None else jnp.broadcast_to(where, x.shape)
     total, squares = positions.add_up(sums.over_positions(terms, (x, mask), positions))
-    delta = total / count
+    # A square that overflowed leaves the variance infinite: see scaling.undo.
+    delta = jnp.where(squares == jnp.inf, 0, total / count)
     variance = jnp.maximum(squares / count - jnp.square(delta), 0)
-    variance = jnp.where(squares == jnp.inf, jnp.inf, variance)
     delta, rstd = scaling.undo(delta, variance, scale, eps)
     if positions.platform == "cpu":
         # Else XLA computes the root again at every position.

@@ -1,7 +1,6 @@
 """What plain XLA computes on a GPU and on a TPU, computed on the CPU: their forms of the sums against float64."""
 
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +9,24 @@ import pytest
 from checked_call import check
 
 import jaxnorm
-from jaxnorm import passes
+from jaxnorm import lowering
 
 pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
 
 SEED = 20261124
 
 
-@pytest.fixture(params=["cuda", "tpu"])
+@pytest.fixture(params=["gpu", "tpu"])
 def platform(request, monkeypatch):
-    """Every pass is traced for that platform, and for no other."""
+    """Every pass has the form of that platform, wherever it is lowered."""
 
-    def only_one(*arguments, default, **by_platform):
-        return by_platform.get(request.param, default)(*arguments)
+    def in_its_form(plain, *arguments):
+        return plain(request.param, *arguments)
 
     # What was traced before for another platform must not be taken, here or after.
     jax.clear_caches()
-    monkeypatch.setattr(passes, "lax", types.SimpleNamespace(platform_dependent=only_one))
+    monkeypatch.setattr(lowering, "for_its_platform", in_its_form)
+    monkeypatch.setattr(lowering, "for_every_platform", in_its_form)
     yield request.param
     jax.clear_caches()
 

@@ -1,5 +1,7 @@
 """The demo and the tiles as a person runs them: what they write, what they print, and what they say to wrong input."""
 
+import functools
+import os
 import pathlib
 import re
 import subprocess
@@ -14,10 +16,19 @@ pytestmark = pytest.mark.slow
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-def run(*arguments, cwd, script="stylize.py"):
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, worker_id):
+    """Runs an example; what one run compiled the next ones take from JAX's cache on disk, on any worker."""
+    of_worker = tmp_path_factory.getbasetemp()
+    cache = (of_worker if worker_id == "master" else of_worker.parent) / "compiled"
+    return functools.partial(run_script, environment={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)})
+
+
+def run_script(*arguments, cwd, environment, script="stylize.py"):
     return subprocess.run(
         [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
         cwd=cwd,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=240,
@@ -30,7 +41,7 @@ def final_losses(output):
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory):
+def tiny_run(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     return run("--steps", 12, "--size", 48, cwd=folder), folder / "stylize.png"
 
@@ -45,17 +56,17 @@ def test_compares_two_networks_and_writes_a_picture(tiny_run):
         assert np.asarray(image).std() > 20
 
 
-def test_same_seed_same_losses(tiny_run, tmp_path):
+def test_same_seed_same_losses(run, tiny_run, tmp_path):
     again = run("--steps", 12, "--size", 48, "--norm", "batch", cwd=tmp_path)
     assert final_losses(again.stdout) == final_losses(tiny_run[0].stdout)[1:]
 
 
-def test_training_lowers_the_loss(tiny_run, tmp_path):
+def test_training_lowers_the_loss(run, tiny_run, tmp_path):
     longer = run("--steps", 40, "--size", 48, "--norm", "instance", cwd=tmp_path)
     assert final_losses(longer.stdout)[0] < 0.8 * final_losses(tiny_run[0].stdout)[0]
 
 
-def test_own_pictures(tmp_path):
+def test_own_pictures(run, tmp_path):
     rng = np.random.default_rng(0)
     for name, shape in (("content.jpg", (90, 130, 3)), ("style.png", (70, 60))):  # color and grayscale
         Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(tmp_path / name)
@@ -65,7 +76,7 @@ def test_own_pictures(tmp_path):
     assert (tmp_path / "mine.png").exists()
 
 
-def test_tiles_with_the_moments_of_the_whole_have_no_seams(tmp_path):
+def test_tiles_with_the_moments_of_the_whole_have_no_seams(run, tmp_path):
     finished = run("--steps", 2, cwd=tmp_path, script="tiles.py")
     assert finished.returncode == 0, finished.stderr
     whole, with_moments, without = map(float, re.findall(r"at once: (\d+\.\d+)", finished.stdout))
@@ -90,7 +101,7 @@ def test_tiles_with_the_moments_of_the_whole_have_no_seams(tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_input_gets_one_line(arguments, message, tmp_path):
+def test_wrong_input_gets_one_line(run, arguments, message, tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
     finished = run(*arguments, cwd=tmp_path)
     assert finished.returncode == 2

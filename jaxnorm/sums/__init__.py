@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import scaling
 from jaxnorm.arguments import AxisName
 from jaxnorm.sums import cpu, gpu
 
@@ -61,9 +60,10 @@ def provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Pos
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
     center = first = _first(x, positions).astype(dtype)
     if corner.shape != first.shape:
-        scale = scaling.of(first)
-        (total,) = over_positions(lambda x: (x.astype(dtype) * scale - first * scale,), (corner,), positions)
-        center = first + total / scale / math.prod(corner.shape[axis] for axis in positions.axes)
+        # Divided before they are added: the sum of large numbers would overflow.
+        share = 1 / math.prod(corner.shape[axis] for axis in positions.axes)
+        (mean,) = over_positions(lambda x: ((x.astype(dtype) - first) * share,), (corner,), positions)
+        center = first + mean
     return _finite(positions.add_up(center / positions.devices))
 
 
@@ -75,19 +75,20 @@ def masked_center(
     Of all of them: no share of what a mask counts is known to lie in a corner.
     """
     first = jnp.where(_first(where, positions), _first(x, positions), 0).astype(dtype)
-    scale = scaling.of(first)
+    # Divided before they are added, by how many they may be: the sum of large numbers would overflow.
+    most = math.prod(x.shape[axis] for axis in positions.axes)
 
     # A mask as large as x is counted by the pass that reads it anyway, a smaller one for less.
     is_large = where.size == x.size
 
     def terms(x: jax.Array, where: jax.Array) -> tuple[jax.Array, ...]:
-        deviation = jnp.where(where, x.astype(dtype) * scale - first * scale, 0)
+        deviation = jnp.where(where, (x.astype(dtype) - first) / most, 0)
         return (deviation, where.astype(dtype)) if is_large else (deviation,)
 
     total, *counted = over_positions(terms, (x, jnp.broadcast_to(where, x.shape)), positions)
     own = counted[0] if is_large else _count(where, x.shape, dtype, positions)
     count = positions.add_up(own)
-    return _finite(positions.add_up(total / count / scale + first * (own / count))), count
+    return _finite(positions.add_up(total * (most / count) + first * (own / count))), count
 
 
 def _count(where: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, positions: Positions) -> jax.Array:
@@ -97,7 +98,7 @@ def _count(where: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 
 
 def _finite(center: jax.Array) -> jax.Array:
-    """Where the sum overflows, a number that is the same on every device."""
+    """Where a difference overflowed, a number that is the same on every device."""
     return jnp.where(jnp.isfinite(center), center, 0)
 
 
