@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxnorm import choice, lowering, reference, xla
+from jaxnorm import choice, lowering, reference, sums, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import NoTile, Tile
@@ -104,7 +104,9 @@ class _Forward:
 
     def __call__(self, platform: Platform, operands: Operands) -> Any:
         layout, positions = self.call.plain_form(operands.x.shape, platform)
-        return self._in_layout(layout, functools.partial(xla.forward, positions=positions), operands)
+        corner = sums.corner_of(operands.x, layout.spatial_axes, split_by_jit=self.call.split_by_jit)
+        corner = dataclasses.replace(layout, shape=corner.shape).to_view(corner)
+        return self._in_layout(layout, functools.partial(xla.forward, corner=corner, positions=positions), operands)
 
     def kernel(self, operands: Operands, *, tile: Tile) -> Any:
         layout = self.call.layout(operands.x.shape)

@@ -56,6 +56,7 @@ def forward(
     *,
     eps: float,
     activation: Activation | None,
+    corner: jax.Array,
     positions: sums.Positions,
 ) -> tuple[jax.Array, Statistics]:
     """Normalizes, scales, shifts, adds the residual and applies the activation.
@@ -69,13 +70,14 @@ def forward(
       center: None, or what is subtracted from x, like gamma, where the statistics are given.
       eps: added to the variance.
       activation: None or an elementwise function of z and the captures.
+      corner: the view of sums.corner_of x.
       positions: those of an instance.
 
     Returns:
       y like x, and the statistics.
     """
     if center is None:
-        statistics = _statistics(x, where, gamma.dtype, eps, positions)
+        statistics = _statistics(x, where, corner, gamma.dtype, eps, positions)
     else:
         statistics = Statistics(center, jnp.zeros_like(center), jnp.ones_like(center))
     factor, shift = _line(statistics, gamma, beta)
@@ -187,12 +189,17 @@ def _line(statistics: Statistics, gamma: jax.Array | float, beta: jax.Array | fl
 
 
 def _statistics(
-    x: jax.Array, where: jax.Array | None, dtype: jax.typing.DTypeLike, eps: float, positions: sums.Positions
+    x: jax.Array,
+    where: jax.Array | None,
+    corner: jax.Array,
+    dtype: jax.typing.DTypeLike,
+    eps: float,
+    positions: sums.Positions,
 ) -> Statistics:
     """Mean and variance from one pass around a provisional center."""
     count: Any
     if where is None:
-        center, count = sums.provisional_center(x, dtype, positions), positions.count(x)
+        center, count = sums.provisional_center(corner, dtype, positions), positions.count(x)
     else:
         center, count = sums.masked_center(x, where, dtype, positions)
     # Materialized, so that the pass below reads it and does not compute it again.

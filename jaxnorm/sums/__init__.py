@@ -47,8 +47,35 @@ class Positions(NamedTuple):
         return values if self.axis_name is None else lax.psum(values, self.axis_name)
 
 
-def provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Positions) -> jax.Array:
-    """A number near the mean: the mean of a corner of the instance.
+def corner_of(x: jax.Array, axes: tuple[int, ...], *, split_by_jit: bool) -> jax.Array:
+    """The first positions along each axis, a share of at least 1 / _CENTER_SHARE: a slab where the first axis is long.
+
+    A slab lies in one piece, which is read without the rest; the next axes are cut only as far as the first ones are
+    too short for it. To be taken of x as the user gave it: of a view XLA for CPU takes the small loop that reads a
+    slice for one that reads all of it, and divides it among threads, which take longer to wake than it.
+
+    Args:
+      x: N-d.
+      axes: the spatial ones.
+      split_by_jit: whether they may lie on several devices: then it is all of x, as it is of symbolic sizes.
+    """
+    if split_by_jit or _is_symbolic(x):
+        return x
+    left = math.prod(x.shape[axis] for axis in axes)
+    wanted = -(-left // _CENTER_SHARE)
+    for axis in axes:
+        # Half as much again is less trouble than rows that are cut: these do not lie in one piece.
+        if left <= wanted * 3 // 2:
+            break
+        size = x.shape[axis]
+        kept = -(-size * wanted // left)
+        x = lax.slice_in_dim(x, 0, kept, axis=axis)
+        left = left // size * kept
+    return x
+
+
+def provisional_center(corner: jax.Array, dtype: jax.typing.DTypeLike, positions: Positions) -> jax.Array:
+    """A number near the mean: the mean of a corner of the instance (corner_of).
 
     The variance is then mean(d^2) - mean(d)^2 with d = x - center, and what cancels is mean(d)^2. The mean of any
     subset that holds a share f of the instance obeys (center - mean)^2 <= variance * (1 - f) / f (Cauchy-Schwarz on
@@ -56,9 +83,8 @@ def provisional_center(x: jax.Array, dtype: jax.typing.DTypeLike, positions: Pos
     grows by at most 1 / f: 16 for f = 1/16, about 1e-6 relative in float32. The corners of all devices together are
     such a subset too. Where jit may split the positions, it is all of them.
     """
-    corner = x if positions.split_by_jit or _is_symbolic(x) else _corner(x, positions.axes)
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
-    center = first = _first(x, positions).astype(dtype)
+    center = first = _first(corner, positions).astype(dtype)
     if corner.shape != first.shape:
         # Divided before they are added: the sum of large numbers would overflow.
         share = 1 / math.prod(corner.shape[axis] for axis in positions.axes)
@@ -100,22 +126,6 @@ def _count(where: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 def _finite(center: jax.Array) -> jax.Array:
     """Where a difference overflowed, a number that is the same on every device."""
     return jnp.where(jnp.isfinite(center), center, 0)
-
-
-def _corner(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The first positions along each axis, a share of at least 1 / _CENTER_SHARE: a slab where the first axis is long.
-
-    A slab lies in one piece, which is read without the rest; the next axes are cut only as far as the first ones are
-    too short for it.
-    """
-    left = math.prod(x.shape[axis] for axis in axes)
-    wanted = -(-left // _CENTER_SHARE)
-    for axis in axes:
-        size = x.shape[axis]
-        kept = -(-size * wanted // left)
-        x = lax.slice_in_dim(x, 0, kept, axis=axis)
-        left = left // size * kept
-    return x
 
 
 def _first(array: jax.Array, positions: Positions) -> jax.Array:

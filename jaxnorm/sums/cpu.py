@@ -1,5 +1,6 @@
 """Sums for CPUs."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ _OF_SUMS, _SHORT = (16, 15, 14, 13, 12, 11, 10, 9), 512
 # loop is fast enough.
 _LAST, _LAST_OF_FEW = 32, 64
 _FEW = 4096
+# Rows that are no loop of their own: whoever takes their sum adds them up again.
+_ADDED_ONE_BY_ONE = 4
 
 
 def sum_tree(terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
@@ -80,8 +83,8 @@ def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
 def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Over axis 1, which is kept at size 1."""
     count = values[0].shape[1]
-    if count <= 2:
-        return values if count == 1 else tuple(value[:, :1] + value[:, 1:] for value in values)
+    if count <= _ADDED_ONE_BY_ONE:
+        return tuple(functools.reduce(jnp.add, jnp.split(value, count, axis=1)) for value in values)
     zeros = tuple(jnp.zeros((), value.dtype) for value in values)
     sums = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), (1,))
     return tuple(jnp.expand_dims(value, 1) for value in sums)
