@@ -74,6 +74,6 @@ def test_statistics_of_what_is_not_mapped_are_computed_once():
         math.prod(map(int, shape.split("x")))
         for line in jax.jit(mapped).lower(gammas).as_text().splitlines()
         if "stablehlo.reduce" in line
-        for shape in re.findall(r"tensor<([\dx]+)xf32>", line)
+        for shape in re.findall(r"tensor<([\dx]+)xf\d+>", line)
     ]
     assert 0 < max(reduced) <= x.size
