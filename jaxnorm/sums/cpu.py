@@ -23,8 +23,8 @@ _OF_SUMS, _SHORT = (16, 15, 14, 13, 12, 11, 10, 9), 512
 # loop is fast enough.
 _LAST, _LAST_OF_FEW = 32, 64
 _FEW = 4096
-# Rows that are no loop of their own: whoever takes their sum adds them up again.
-_ADDED_ONE_BY_ONE = 4
+# Rows of sums that are no loop of their own: whoever takes their sum adds them up again. Terms would be too much.
+_ONE_BY_ONE = 4
 
 
 def sum_tree(terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
@@ -71,6 +71,8 @@ def _sum_of_one(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> t
 
 
 def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    if values[0].shape[1] <= _ONE_BY_ONE:
+        return _added_one_by_one(values)
     if values[0].shape[1] <= (_LAST_OF_FEW if values[0].size < _FEW else _LAST):
         return _sum_rows(values)
     if values[0].shape[1] <= _SHORT:
@@ -83,11 +85,15 @@ def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
 def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Over axis 1, which is kept at size 1."""
     count = values[0].shape[1]
-    if count <= _ADDED_ONE_BY_ONE:
-        return tuple(functools.reduce(jnp.add, jnp.split(value, count, axis=1)) for value in values)
+    if count <= 2:
+        return _added_one_by_one(values)
     zeros = tuple(jnp.zeros((), value.dtype) for value in values)
     sums = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), (1,))
     return tuple(jnp.expand_dims(value, 1) for value in sums)
+
+
+def _added_one_by_one(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(functools.reduce(jnp.add, jnp.split(value, value.shape[1], axis=1)) for value in values)
 
 
 def _split(way: int) -> Callable[[jax.Array], jax.Array]:
