@@ -105,9 +105,9 @@ def compute(cases: list[Case]) -> Iterator[Row]:
             pool.shutdown(cancel_futures=True)
 
 
-def passes(case: Case) -> list[Row]:
-    """Compiles a call with its gradients. A pass that has no tile has no row."""
-    shape, axis = tuple(map(int, case.shape.split("x"))), {"first": 1, "last": -1}[case.layout]
+def compiled(case: Case) -> tuple[dict[str, dict[str, int]], dict[str, machine_code.Code]]:
+    """What the assembler says of the kernels of a call with its gradients, and their machine code."""
+    shape, axis = _shape_and_axis(case)
     activation = ACTIVATIONS[case.activation]
     x = jax.ShapeDtypeStruct(shape, case.dtype)
     parameter = jax.ShapeDtypeStruct((shape[axis],), jnp.float32)
@@ -119,12 +119,24 @@ def passes(case: Case) -> list[Row]:
         return y, pullback(dy)
 
     assembled, listing = _compiler(case.gpu).listing(gradients, x, x, parameter, parameter)
-    codes = machine_code.parse(listing)
+    return assembled, machine_code.parse(listing)
+
+
+def passes(case: Case) -> list[Row]:
+    """Compiles a call with its gradients. A pass that has no tile has no row."""
+    shape, axis = _shape_and_axis(case)
+    assembled, codes = compiled(case)
     view = Layout(shape, (axis % len(shape),)).view_shape
+    dtype = jnp.dtype(case.dtype)
     tiles = choice.find_tiles(
-        view, x.dtype, residual=False, activation=activation, device=DEVICES[case.gpu], implementation="pallas"
+        view,
+        dtype,
+        residual=False,
+        activation=ACTIVATIONS[case.activation],
+        device=DEVICES[case.gpu],
+        implementation="pallas",
     )
-    size = math.prod(shape) * x.dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     return [
         Row(
             case,
@@ -142,6 +154,10 @@ def passes(case: Case) -> list[Row]:
         # Groups of blocks that meet in global memory are not modelled.
         if not isinstance(tile, NoTile) and tile.meeting != "group"
     ]
+
+
+def _shape_and_axis(case: Case) -> tuple[tuple[int, ...], int]:
+    return tuple(map(int, case.shape.split("x"))), {"first": 1, "last": -1}[case.layout]
 
 
 @functools.cache

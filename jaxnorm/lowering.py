@@ -7,7 +7,7 @@ has.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class PlainPass(Protocol):
     def like(self, *arguments: Any) -> Any:
         """For each result the argument that has its shape and dtype."""
 
-    def with_mapped_axis(self) -> "PlainPass":
+    def with_mapped_axis(self) -> Self:
         """The pass where every array has one more axis, in front, of size 1 where a mask is repeated along it."""
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 
@@ -97,10 +97,17 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Forward:
-    """passes.forward in one layout, by one implementation; see jaxnorm.lowering.PlainPass."""
+class _Pass:
+    """A pass of a call in one layout, by one implementation; see jaxnorm.lowering.PlainPass."""
 
     call: Call
+
+    def with_mapped_axis(self) -> Self:
+        return dataclasses.replace(self, call=self.call.with_mapped_axis())
+
+
+class _Forward(_Pass):
+    """passes.forward."""
 
     def __call__(self, platform: Platform, operands: Operands) -> Any:
         layout, positions = self.call.plain_form(operands.x.shape, platform)
@@ -122,15 +129,9 @@ class _Forward:
         is_counted = operands.where is not None and operands.center is None
         return x, xla.Statistics(value, value, value, value if is_counted else None)
 
-    def with_mapped_axis(self) -> "_Forward":
-        return _Forward(self.call.with_mapped_axis())
 
-
-@dataclasses.dataclass(frozen=True)
-class _Backward:
-    """passes.backward in one layout, by one implementation; see jaxnorm.lowering.PlainPass."""
-
-    call: Call
+class _Backward(_Pass):
+    """passes.backward."""
 
     def __call__(self, platform: Platform, operands: Operands, *arguments: Any) -> xla.Gradients:
         layout, positions = self.call.plain_form(operands.x.shape, platform)
@@ -164,9 +165,6 @@ class _Backward:
 
     def like(self, operands: Operands, *_: Any) -> xla.Gradients:
         return xla.Gradients(operands.x, operands.gamma, operands.beta, operands.captures, operands.residual)
-
-    def with_mapped_axis(self) -> "_Backward":
-        return _Backward(self.call.with_mapped_axis())
 
 
 # Traced once per call, for y alone and under grad, and for every layer that equals another.
