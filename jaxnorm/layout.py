@@ -12,7 +12,7 @@ import jax.numpy as jnp
 class Layout:
     """Where the channels of an array stand; the first axis is the batch, all other axes are spatial.
 
-    Per-instance values (gamma, beta, the statistics) have shape (N, *channels) beside the array and (B, 1, K) beside
+    Per-instance values (gamma, beta, the statistics) have shape (N, *channels) beside the array and (B, K) beside
     its view. Each vmap around a call puts one more batch axis in front: N is then several axes.
 
     Attributes:
@@ -91,12 +91,12 @@ class Layout:
         return view.reshape(tuple(self.shape[axis] for axis in order)).transpose(inverse)
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:
-        """(N, *channels) to (B, 1, K)."""
+        """(N, *channels) to (B, K)."""
         batch, _, lanes = self.view_shape
-        return value.reshape(batch, 1, lanes)
+        return value.reshape(batch, lanes)
 
     def instances_from_view(self, value: jax.Array) -> jax.Array:
-        """(B, 1, K) to (N, *channels)."""
+        """(B, K) to (N, *channels)."""
         return value.reshape(self.instances)
 
     @property
@@ -110,7 +110,7 @@ class Layout:
 class UnmergedLayout(Layout):
     """The array is its own view, for arrays that jit may have split: merging two axes would move them between devices.
 
-    Per-instance values have size 1 on the spatial axes.
+    Per-instance values are (N, *channels) there too.
     """
 
     @property
@@ -127,7 +127,7 @@ class UnmergedLayout(Layout):
         return view
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:
-        return self.expand(value)
+        return value
 
     def instances_from_view(self, value: jax.Array) -> jax.Array:
-        return value.squeeze(self.spatial_axes)
+        return value

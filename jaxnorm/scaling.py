@@ -9,17 +9,23 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def of(center: jax.Array) -> jax.Array:
-    """The scale of instances with these centers: 1, or a power of two below it. It costs no pass.
+def of(center: jax.Array, ordinary: float = 1) -> jax.Array:
+    """The scale of instances with these centers: a power of two far below 1, or that of ordinary data.
 
-    Two values are enough. In float32, with 2^128 the end of the range: centers up to 2^48 have deviations up to 2^49
-    (those of data beyond it overflow, see undo), whose squares leave room for the sum of 2^30. Beyond, with 2^-80,
-    even deviations of 2^128 leave as much; and the last digit of the center, 2^24, is still squared to a normal number.
+    It costs no pass. Two values are enough. In float32, with 2^128 the end of the range: centers up to 2^48 have
+    deviations up to 2^49 (those of data beyond it overflow, see undo), whose squares leave room for the sum of 2^30.
+    Beyond, with 2^-80, even deviations of 2^128 leave as much; and the last digit of the center, 2^24, is still squared
+    to a normal number.
+
+    Args:
+      center: of any shape.
+      ordinary: at most 1; not a power of two where deviations may be rounded once more.
     """
     exponents = jnp.finfo(center.dtype).maxexp
     scale = 2.0 ** -(exponents * 5 // 8)
     # Of scalars, not arrays of ones: kernels evaluate it too.
-    return jnp.where(jnp.abs(center) > _large(center), jnp.asarray(scale, center.dtype), jnp.asarray(1, center.dtype))
+    small, other = (jnp.asarray(value, center.dtype) for value in (scale, ordinary))
+    return jnp.where(jnp.abs(center) > _large(center), small, other)
 
 
 def of_deviation(half: jax.Array) -> jax.Array:

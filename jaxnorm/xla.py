@@ -5,10 +5,10 @@ Works on the canonical view (B, R, K), with one instance per (b, k):
     channels-last  (N, *spatial, C): B = N,     R = spatial positions, K = C
     channels-first (N, C, *spatial): B = N * C, R = spatial positions, K = 1
 
-Per-instance values (gamma, beta, captures, the statistics) are (B, 1, K), in the dtype of the statistics.
+Per-instance values (gamma, beta, captures, the statistics) are (B, K), in the dtype of the statistics.
 
 The positions of an instance may be spread over devices in two ways. Over a mapped axis (axis_name), every device works
-on its own view, and only sums of size (B, 1, K) travel. By jit over a mesh nobody knows here which axes are split:
+on its own view, and only sums of size (B, K) travel. By jit over a mesh nobody knows here which axes are split:
 then the arrays stay N-d (Positions.split_by_jit), and are neither merged nor sliced along an axis, which would move
 them between devices; XLA adds the same small sums.
 """
@@ -24,7 +24,7 @@ from jaxnorm.arguments import Activation
 
 
 class Statistics(NamedTuple):
-    """What the backward pass needs to know of an instance, each (B, 1, K): mean = center + delta.
+    """What the backward pass needs to know of an instance, each (B, K): mean = center + delta.
 
     With a mask, counted is the number of positions that count.
     """
@@ -63,7 +63,7 @@ def forward(
 
     Args:
       x: (B, R, K), float16, bfloat16, float32 or float64.
-      gamma, beta: (B, 1, K), in the dtype of the statistics (at least float32).
+      gamma, beta: (B, K), in the dtype of the statistics (at least float32).
       captures: what the activation takes besides, each like gamma.
       residual: None or like x.
       where: None, or bool and broadcastable to x: the positions that count for the statistics.
@@ -80,12 +80,11 @@ def forward(
         statistics = _statistics(x, where, corner, gamma.dtype, eps, positions)
     else:
         statistics = Statistics(center, jnp.zeros_like(center), jnp.ones_like(center))
-    factor, shift = _line(statistics, gamma, beta)
-    z = _deviation(x, statistics) * factor + shift
+    z = _on_line(_deviation(x, statistics, positions), statistics, gamma, beta, positions)
     if residual is not None:
         z = z + residual.astype(z.dtype)
     if activation is not None:
-        z = activation(z, *captures)
+        z = activation(z, *map(positions.spread, captures))
     return z.astype(x.dtype), statistics
 
 
@@ -133,15 +132,14 @@ def backward(
     def before_the_affine(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """x - center, and the cotangents of z and of the captures at each position."""
         x, dy, residual = arrays
-        deviation, dz = _deviation(x, statistics), dy.astype(statistics.center.dtype)
+        deviation, dz = _deviation(x, statistics, positions), dy.astype(statistics.center.dtype)
         dcaptures: list[jax.Array] = []
         if activation is not None:
-            factor, shift = _line(statistics, gamma, beta)
-            z = deviation * factor + shift
+            z = _on_line(deviation, statistics, gamma, beta, positions)
             if residual is not None:
                 z = z + residual.astype(z.dtype)
             # As large as z, so that their cotangents are not summed here.
-            of_positions = [jnp.broadcast_to(value, z.shape) for value in captures]
+            of_positions = [jnp.broadcast_to(positions.spread(value), z.shape) for value in captures]
             dz, *dcaptures = jax.vjp(activation, z, *of_positions)[1](dz)
         if has_mask:
             # What does not count and is not finite has no part in any gradient; and what counts is finite, or all
@@ -152,8 +150,8 @@ def backward(
 
     def terms(*arrays: Any) -> tuple[jax.Array, ...]:
         deviation, (dz, *dcaptures) = before_the_affine(statistics, *arrays)
-        rstd, offset = _line(statistics, 1, 0)
-        return dz, dz * (deviation * rstd + offset), *dcaptures
+        xhat = (deviation - positions.spread(statistics.delta)) * positions.spread(statistics.rstd)
+        return dz, dz * xhat, *dcaptures
 
     has_mask, arrays = where is not None, (x, dy, residual)
     totals = sums.over_positions(terms, arrays, positions)
@@ -163,29 +161,35 @@ def backward(
     deviation, (dz, *_) = before_the_affine(again, *arrays)
     dbeta, dgamma, *dcaptures = totals
     factor = again.rstd * gamma
-    dx = factor * dz
+    dx = positions.spread(factor) * dz
     if center is None:
         count = positions.count(x) if again.counted is None else again.counted
         mean_dz, mean_dz_xhat = (factor * total / count for total in positions.add_up((dbeta, dgamma)))
-        slope, offset = _line(again, mean_dz_xhat, mean_dz)
-        through_statistics = deviation * slope + offset
+        through_statistics = _on_line(deviation, again, mean_dz_xhat, mean_dz, positions)
         dx = dx - (through_statistics if where is None else jnp.where(where, through_statistics, 0))
     dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, tuple(dcaptures), dresidual)
 
 
-def _deviation(x: jax.Array, statistics: Statistics) -> jax.Array:
+def _deviation(x: jax.Array, statistics: Statistics, positions: sums.Positions) -> jax.Array:
     """Exact or nearly so at any offset of the data; x - mean is not, since the mean is rounded."""
-    return x.astype(statistics.center.dtype) - statistics.center
+    return x.astype(statistics.center.dtype) - positions.spread(statistics.center)
 
 
-def _line(statistics: Statistics, gamma: jax.Array | float, beta: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """factor and shift, per instance: xhat * gamma + beta = (x - center) * factor + shift, a multiply-add per position.
+def _on_line(
+    deviation: jax.Array,
+    statistics: Statistics,
+    gamma: jax.Array | float,
+    beta: jax.Array | float,
+    positions: sums.Positions,
+) -> jax.Array:
+    """xhat * gamma + beta = deviation * factor + shift, a multiply-add per position.
 
     Little cancels between the two, since delta is at most 4 standard deviations (sums.provisional_center).
     """
     factor = statistics.rstd * gamma
-    return factor, beta - statistics.delta * factor
+    shift = beta - statistics.delta * factor
+    return deviation * positions.spread(factor) + positions.spread(shift)
 
 
 def _statistics(
@@ -202,21 +206,23 @@ def _statistics(
         center, count = sums.provisional_center(corner, dtype, positions), positions.count(x)
     else:
         center, count = sums.masked_center(x, where, dtype, positions)
-    # Materialized, so that the pass below reads it and does not compute it again.
-    center = lax.optimization_barrier(center)
-    scale = scaling.of(center)
+    # Divided by how many they are before they are added: the sum of large numbers would overflow.
+    scale = scaling.of(center, ordinary=1 / positions.count(x))
+    # Materialized, so that the pass below reads them and does not compute them again.
+    center, scale = lax.optimization_barrier((center, scale))
 
     def terms(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        deviation = (x.astype(dtype) - center) * scale
+        deviation = (x.astype(dtype) - positions.spread(center)) * positions.spread(scale)
         if where is not None:
             deviation = jnp.where(where, deviation, 0)
         return deviation, jnp.square(deviation)
 
     mask = None if where is None else jnp.broadcast_to(where, x.shape)
     total, squares = positions.add_up(sums.over_positions(terms, (x, mask), positions))
-    # A square that overflowed leaves the variance infinite: see scaling.undo.
-    delta = jnp.where(squares == jnp.inf, 0, total / count)
-    variance = jnp.maximum(squares / count - jnp.square(delta), 0)
+    delta = total / count
+    # Where the squares overflow the variance is infinite (see scaling.undo), also where that of delta does. It is not
+    # negative, since delta is at most 4 standard deviations (sums.provisional_center).
+    variance = squares / count - jnp.minimum(jnp.square(delta), jnp.finfo(dtype).max)
     delta, rstd = scaling.undo(delta, variance, scale, eps)
     if positions.platform == "cpu":
         # Else XLA computes the root again at every position.

@@ -224,7 +224,7 @@ def approximates(dtype: Any) -> bool:
 
 
 def values_to_kernel(tile: Tile, value: jax.Array) -> jax.Array:
-    """Values per instance, (B, 1, K), as (outer, positions), padded to whole thread blocks.
+    """Values per instance, (B, K), as (outer, positions), padded to whole thread blocks.
 
     Vectors are read and written without a check of bounds, unlike boxes.
     """
@@ -234,7 +234,7 @@ def values_to_kernel(tile: Tile, value: jax.Array) -> jax.Array:
 
 
 def values_from_kernel(tile: Tile, value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse, to (B, 1, K)."""
+    """The inverse, to (B, K)."""
     return value[:, : tile.shape[1]].reshape(shape) if tile.reduces == "lanes" else value.reshape(shape)
 
 

@@ -22,7 +22,7 @@ class Positions(NamedTuple):
     """Where the positions of an instance are.
 
     Attributes:
-      axes: of the arrays, (1,) for a view; per-instance values have size 1 there.
+      axes: of the arrays, (1,) for a view; per-instance values do not have them.
       axis_name: None, or the mapped axis over which the positions are spread besides, in equal shares.
       split_by_jit: whether the arrays are N-d because jit may split them along any axis.
       platform: that computes.
@@ -41,6 +41,10 @@ class Positions(NamedTuple):
     def devices(self) -> int:
         """That share an instance over the mapped axis."""
         return 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+
+    def spread(self, value: jax.Array) -> jax.Array:
+        """A per-instance value, to broadcast against the arrays."""
+        return jnp.expand_dims(value, self.axes)
 
     def add_up[Values: (jax.Array, tuple[jax.Array, ...])](self, values: Values) -> Values:
         """Over the mapped axis."""
@@ -85,10 +89,11 @@ def provisional_center(corner: jax.Array, dtype: jax.typing.DTypeLike, positions
     """
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
     center = first = _first(corner, positions).astype(dtype)
-    if corner.shape != first.shape:
+    if math.prod(corner.shape[axis] for axis in positions.axes) > 1:
         # Divided before they are added: the sum of large numbers would overflow.
         share = 1 / math.prod(corner.shape[axis] for axis in positions.axes)
-        (mean,) = over_positions(lambda x: ((x.astype(dtype) - first) * share,), (corner,), positions)
+        origin = positions.spread(first)
+        (mean,) = over_positions(lambda x: ((x.astype(dtype) - origin) * share,), (corner,), positions)
         center = first + mean
     return _finite(positions.add_up(center / positions.devices))
 
@@ -105,10 +110,11 @@ def masked_center(
     most = math.prod(x.shape[axis] for axis in positions.axes)
 
     # A mask as large as x is counted by the pass that reads it anyway, a smaller one for less.
-    is_large = where.size == x.size
+    # A CPU adds up two terms at a time anyway.
+    is_large = where.size == x.size or positions.platform == "cpu"
 
     def terms(x: jax.Array, where: jax.Array) -> tuple[jax.Array, ...]:
-        deviation = jnp.where(where, (x.astype(dtype) - first) / most, 0)
+        deviation = jnp.where(where, (x.astype(dtype) - positions.spread(first)) / most, 0)
         return (deviation, where.astype(dtype)) if is_large else (deviation,)
 
     total, *counted = over_positions(terms, (x, jnp.broadcast_to(where, x.shape)), positions)
@@ -120,7 +126,7 @@ def masked_center(
 def _count(where: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike, positions: Positions) -> jax.Array:
     """What a mask that is repeated along some axes of an array of that shape counts."""
     repeated = math.prod(shape[axis] for axis in positions.axes if where.shape[axis] == 1)
-    return jnp.sum(where, axis=positions.axes, keepdims=True, dtype=dtype) * repeated
+    return jnp.sum(where, axis=positions.axes, dtype=dtype) * repeated
 
 
 def _finite(center: jax.Array) -> jax.Array:
@@ -131,7 +137,7 @@ def _finite(center: jax.Array) -> jax.Array:
 def _first(array: jax.Array, positions: Positions) -> jax.Array:
     for axis in positions.axes:
         array = lax.slice_in_dim(array, 0, 1, axis=axis)
-    return array
+    return array.squeeze(positions.axes)
 
 
 def _is_symbolic(array: jax.Array) -> bool:
@@ -145,16 +151,16 @@ def over_positions(
     """The sums of terms(*arrays) over the positions of this device, in the form that the platform compiles best.
 
     Args:
-      terms: elementwise in the arrays; per-instance values that it closes over have size 1 on the summed axes.
+      terms: elementwise in the arrays, and in per-instance values that it closes over and spreads.
       arrays: views (B, R, K), or N-d on a TPU and where jit may split them.
       positions: those of an instance.
 
     Returns:
-      Of each term the sum, with the summed axes kept at size 1.
+      Of each term the sum, per instance.
     """
 
     if positions.split_by_jit or positions.platform == "tpu" or any(map(_is_symbolic, jax.tree.leaves(arrays))):
-        return tuple(jnp.sum(term, axis=positions.axes, keepdims=True) for term in terms(*arrays))
+        return tuple(jnp.sum(term, axis=positions.axes) for term in terms(*arrays))
     if positions.platform == "cpu":
         return cpu.sum_tree(terms, *arrays)
     return gpu.sum_chunks(terms(*arrays))

@@ -18,7 +18,7 @@ _OF_TERMS, _OF_LONG_TERMS = (8, 9, 10, 7, 6), (2,)
 _LONG = 24
 # The same of sums, which are but loaded and added, while they are so many that one loop would be too long, but not so
 # many that the library pays: it takes as long over a sum as a loop over hundreds of numbers.
-_OF_SUMS, _SHORT = (16, 15, 14, 13, 12, 11, 10, 9), 512
+_OF_SUMS, _SHORT = (16, 15, 14, 13, 12, 11, 10, 9), 128
 # Rows of sums that one loop adds up: LLVM unrolls over 32; of so few numbers that the library does not take them, any
 # loop is fast enough.
 _LAST, _LAST_OF_FEW = 32, 64
@@ -32,11 +32,13 @@ def sum_tree(terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
 
     A reduction of a single term XLA for CPU hands to a library (YNNPACK), and with it the term, which the library
     writes to memory before it adds it up. A reduction of several terms XLA compiles itself, into a loop that reads each
-    array once. What the library does well are long sums of what is in memory already.
+    array once. What the library does well are long sums of what is in memory already. So a single term, which should
+    be of a small array, is written by a loop of XLA's.
     """
     traced = jax.make_jaxpr(terms)(*arrays)
-    ways = _OF_LONG_TERMS if _operations(traced) > _LONG else _OF_TERMS
-    return _sum(terms, arrays, ways) if len(traced.out_avals) > 1 else _sum_of_one(terms, arrays, ways)
+    if len(traced.out_avals) == 1:
+        return _sum_of_rows(lax.optimization_barrier(terms(*arrays)))
+    return _sum(terms, arrays, _OF_LONG_TERMS if _operations(traced) > _LONG else _OF_TERMS)
 
 
 def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[jax.Array, ...]:
@@ -49,51 +51,46 @@ def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[ja
     far = count // way
     added = _sum_rows(tuple(map(_split(way), terms(*_rows(arrays, 0, far * way)))))
     # Else XLA computes the sums again for each of their uses.
-    total = _sum_of_sums(lax.optimization_barrier(tuple(value.squeeze(1) for value in added)))
+    total = _sum_of_sums(lax.optimization_barrier(added))
     if count % way == 0:
         return total
     return tuple(map(jnp.add, total, _sum_rows(terms(*_rows(arrays, far * way, count)))))
 
 
-def _sum_of_one(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[jax.Array, ...]:
-    """Of a single term: that of one half of the rows is one term, that of the other half another."""
-    count = _count(arrays)
-    half = count // 2
-    if half == 0:
-        return terms(*arrays)
-
-    def both(*halves: Any) -> tuple[jax.Array, ...]:
-        return *terms(*halves[: len(arrays)]), *terms(*halves[len(arrays) :])
-
-    first, second = _sum(both, (*_rows(arrays, 0, half), *_rows(arrays, half, 2 * half)), ways)
-    total = first + second
-    return (total + terms(*_rows(arrays, count - 1, count))[0] if count % 2 else total,)
-
-
 def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    if values[0].shape[1] <= _ONE_BY_ONE:
-        return _added_one_by_one(values)
-    if values[0].shape[1] <= (_LAST_OF_FEW if values[0].size < _FEW else _LAST):
-        return _sum_rows(values)
-    if values[0].shape[1] <= _SHORT:
+    count, few = values[0].shape[1], _LAST_OF_FEW if values[0].size < _FEW else _LAST
+    if few < count <= _SHORT:
         return _sum(lambda *sums: sums, values, _OF_SUMS)
+    return _sum_of_rows(values)
+
+
+def _sum_of_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """Over rows that are in memory: a loop where they are few, else by the library."""
+    count, few = values[0].shape[1], _LAST_OF_FEW if values[0].size < _FEW else _LAST
+    if count <= _ONE_BY_ONE:
+        return _added_one_by_one(values)
+    if count <= few:
+        return _sum_rows(values)
     # The barrier keeps what follows from the library, which takes that too where it has 4096 elements.
-    totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=1, keepdims=True) for value in values))
+    totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=1) for value in values))
     return tuple(totals)
 
 
 def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Over axis 1, which is kept at size 1."""
+    """Over axis 1."""
     count = values[0].shape[1]
     if count <= 2:
         return _added_one_by_one(values)
     zeros = tuple(jnp.zeros((), value.dtype) for value in values)
-    sums = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), (1,))
-    return tuple(jnp.expand_dims(value, 1) for value in sums)
+    sums: tuple[jax.Array, ...] = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), (1,))
+    return sums
 
 
 def _added_one_by_one(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return tuple(functools.reduce(jnp.add, jnp.split(value, value.shape[1], axis=1)) for value in values)
+    def rows(value: jax.Array) -> list[jax.Array]:
+        return [row.squeeze(1) for row in jnp.split(value, value.shape[1], axis=1)]
+
+    return tuple(functools.reduce(jnp.add, rows(value)) for value in values)
 
 
 def _split(way: int) -> Callable[[jax.Array], jax.Array]:

@@ -25,7 +25,7 @@ def sum_chunks(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     batch, chunks, _ = partial[0].shape
     lanes = values[0].shape[2]
     partial = tuple(value.reshape(batch, chunks * _side_by_side(lanes), lanes) for value in partial)
-    return tuple(value[:, None] for value in _sum_together(partial, axis=1))
+    return _sum_together(partial, axis=1)
 
 
 def _chunked(value: jax.Array, chunk: int) -> jax.Array:
