@@ -18,7 +18,8 @@ from jaxnorm.gpu import copies
 GOALS = {
     ("float32", "relu"): (9, 15, 0.72),
     ("float32", "gelu"): (30, 45, 0.6),
-    ("bfloat16", "relu"): (12, 20, 0.72),
+    # Not 0.72: backward the model waits for the memory to have what the blocks of a cluster tell each other.
+    ("bfloat16", "relu"): (12, 20, 0.71),
     ("bfloat16", "gelu"): (25, 42, 0.58),
     ("bfloat16", "silu"): (25, 35, 0.6),
     ("bfloat16", "exact gelu"): (40, 75, 0.4),
