@@ -34,7 +34,7 @@ _ROW_EFFICIENCY = {128: 1.0, 64: 0.97, 32: 0.9, 16: 0.75}
 
 def is_full(tile: Tile, device: Device) -> bool:
     """Whether SMs run two blocks at once, so that one moves while the other computes, or have too few for that."""
-    return _fitting(tile, device) >= 2 or tile.thread_blocks <= device.sm_count
+    return _fitting(tile, device) >= 2 or tile.thread_blocks < 2 * device.sm_count
 
 
 def microseconds(tile: Tile, device: Device, instructions: float = _INSTRUCTIONS) -> float:
