@@ -32,6 +32,7 @@ class Cost:
       per_sm: thread blocks that an SM holds at once.
       waves: how often they fill the chip.
       share: of the speed of a copy that moves as many bytes, modelled.
+      attainable: the share of a kernel that moves as many bytes and does nothing else.
       limit: "memory", "issue", "waves" or "phases".
     """
 
@@ -43,6 +44,7 @@ class Cost:
     per_sm: int
     waves: float
     share: float
+    attainable: float
     limit: str
 
 
@@ -70,6 +72,7 @@ def cost(code: Code, tile: Any, *, registers: int, spilled: int, moved: tuple[fl
         per_sm,
         timeline.waves(work, chip),
         timeline.copy_microseconds(work, chip) / time,
+        timeline.attainable(*moved, chip),
         limit if bounds[limit] >= _EXPLAINS * time else "phases",
     )
 
@@ -103,7 +106,7 @@ def _sweeps(code: Code, tile: Any) -> list[_Sweep]:
     found: list[_Sweep] = []
     elements_before = 0.0
     if not set(code.sweeps) & set(code.loops):
-        return [_Sweep(span, times=1.0, part=1.0) for span in code.sweeps]
+        return [_Sweep(span, times=1.0, part=float(span == code.sweeps[-1])) for span in code.sweeps]
     for span in code.sweeps:
         # A sweep loads all arrays that the pass holds: it is told of passes without a residual only.
         elements = code.loaded(span) / (tile.itemsize * tile.arrays)
@@ -128,10 +131,11 @@ def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple
     last = len(sweeps) - 1
     while last > 0 and sum(sweep.part for sweep in sweeps[last:]) < 0.99:
         last -= 1
-    loops = [loop for loop in code.loops if loop.first <= code.last_wait < loop.end]
+    in_one_piece = not sweeps[0].part
+    loops = [loop for loop in code.loops if loop.first <= code.last_wait < loop.end and not in_one_piece]
     waited = max((loop.end for loop in loops), default=code.last_wait)
     first = sum(sweep.span.first < waited for sweep in sweeps[:last])
-    if not loops and first < last:
+    if not loops and first < last and not in_one_piece:
         first += 1
     _, *between, end = pieces([sweep.span for sweep in sweeps], code.end)
     return Work(
@@ -146,6 +150,8 @@ def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple
         _sum(replayed[last:]),
         meeting=sum(replay.latency(code[piece]) for piece in between),
         ending=replay.latency(code[end]),
+        together=tile.meeting != "group",
+        ticket=sum(replay.latency([i]) for i in code.instructions if i.base == "ATOMG"),
     )
 
 

@@ -91,14 +91,17 @@ class Code:
     def sweeps(self) -> list[Span]:
         """In order: the innermost loops that load from shared memory, and what such loops were unrolled to.
 
-        Without any loop the registers may keep what was loaded once: then all from the first load on is one piece.
+        Without any loop the registers may keep what was loaded once. Then all from the first load on counts, cut where
+        the last box has come and where what an instance has in common is known.
         """
         loading = [loop for loop in self.loops if self.loaded(loop)]
         innermost = [loop for loop in loading if not any(loop != other and loop.holds(other) for other in loading)]
         looped = [loop for loop in innermost if next(self._data(loop), None) is not None]
         if looped:
             return sorted([*looped, *self._unrolled(looped)])
-        return [Span(first, self.end) for first in itertools.islice(self._data(Span(0, self.end)), 1)]
+        first = next(self._data(Span(0, self.end)), self.end)
+        cuts = sorted({first, max(first, self.last_wait), max(first, self._exchanged), self.end})
+        return [Span(*both) for both in itertools.pairwise(cuts)]
 
     @functools.cached_property
     def last_wait(self) -> int:
@@ -109,6 +112,17 @@ class Code:
             if "TRYWAIT" in instruction.text and ".RED" not in self.instructions[i - 1].text
         )
         return max(waits, default=0)
+
+    @property
+    def _exchanged(self) -> int:
+        """After the last exchange: between lanes, which two barriers end, or between thread blocks."""
+        bases = [instruction.opcode for instruction in self.instructions[: self.end]]
+        between_lanes = max((i for i, opcode in enumerate(bases) if ".BFLY" in opcode), default=0)
+        barriers = (i + 1 for i, opcode in enumerate(bases) if opcode.startswith("BAR") and i > between_lanes)
+        between_blocks = max(
+            (i + 1 for i, opcode in enumerate(bases) if opcode.startswith(("CCTL", "UCGABAR_WAIT"))), default=0
+        )
+        return max(between_blocks, next(itertools.islice(barriers, 1, 2), self.end))
 
     def loaded(self, span: Span) -> int:
         """Bytes that a thread loads from shared memory there."""

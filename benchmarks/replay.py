@@ -31,8 +31,6 @@ _LATENCIES = {
     "LD": _GLOBAL,
     "LDG": _GLOBAL,
     "ATOMG": _GLOBAL,
-    # Until the memory has what was stored.
-    "MEMBAR": _GLOBAL,
     "DEPBAR": _GLOBAL,
     "LDC": _CONSTANT,
     "S2R": _CONSTANT,
@@ -41,8 +39,9 @@ _LATENCIES = {
     "SHFL": _SPECIAL,
 }
 _OTHER = 12
-# Cycles from the last arrival at a barrier until all go on: of a thread block, and of a cluster.
-_BARRIERS = {"BAR": 20, "UCGABAR_WAIT": 200}
+# Cycles from the last arrival at a barrier until all go on: of a thread block, and of a cluster. And until the memory
+# has what was stored, which no scoreboard tells.
+_BARRIERS = {"BAR": 20, "UCGABAR_WAIT": 200, "MEMBAR.ALL.GPU": _GLOBAL}
 # Shared memory gives or takes 32 lanes of 4 bytes per cycle, for all four schedulers; so much may wait before it.
 _SCHEDULERS = 4
 _QUEUE = 24
@@ -106,7 +105,8 @@ def _issue(warp: _Warp, instruction: Instruction, pipes: dict[str, float]) -> No
     for board, time in ((instruction.reads, read), (instruction.writes, written)):
         if board is not None:
             warp.boards[board] = max(warp.boards[board], time)
-    warp.ready = now + max(1, instruction.stall, _BARRIERS.get(instruction.base, 0))
+    waiting = _BARRIERS.get(instruction.base, _BARRIERS.get(instruction.opcode, 0))
+    warp.ready = now + max(1, instruction.stall, waiting)
 
 
 def _pipe(instruction: Instruction) -> tuple[str, float]:

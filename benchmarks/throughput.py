@@ -151,8 +151,7 @@ def passes(case: Case) -> list[Row]:
             ),
         )
         for name, arrays, tile in zip(PASSES, (1, 2), tiles, strict=True)
-        # Groups of blocks that meet in global memory are not modelled.
-        if not isinstance(tile, NoTile) and tile.meeting != "group"
+        if not isinstance(tile, NoTile)
     ]
 
 
@@ -166,8 +165,8 @@ def _compiler(gpu: str) -> Compiler:
 
 
 HEADER = (
-    "x, layout", "dtype", "activation", "pass", "instructions per 32", "sweeps", "registers", "parts", "blocks",
-    "blocks per SM", "waves", "share of a copy", "limit",
+    "x, layout", "dtype", "activation", "pass", "instructions per 32", "sweeps", "registers", "meeting", "parts",
+    "blocks", "blocks per SM", "waves", "share of a copy", "attainable", "limit",
 )  # fmt: skip
 
 
@@ -178,7 +177,8 @@ def report(rows: list[Row]) -> str:
         f"Compiled, {describe(machine())}.",
         "Counted: warp instructions per 32 elements in the sweeps over shared memory. Modelled: "
         "the share of the speed of a copy that moves as many "
-        "bytes, and what limits it. The model ranks designs; it is not a time.",
+        "bytes, what a kernel would reach that does nothing but move them, and what limits it. The model ranks "
+        "designs; it is not a time.",
     ]
     for gpu in dict.fromkeys(row.case.gpu for row in rows):
         chosen = [row for row in rows if row.case.gpu == gpu]
@@ -196,11 +196,13 @@ def _line(row: Row) -> tuple[str, ...]:
         f"{cost.instructions:.1f}",
         f"{cost.sweeps:.2g}",
         f"{cost.registers}",
+        row.tile.meeting,
         f"{row.tile.parts}",
         f"{row.tile.thread_blocks}",
         f"{cost.per_sm}",
         f"{cost.waves:.2f}",
         f"{cost.share:.0%}",
+        f"{cost.attainable:.0%}",
         cost.limit,
     )
 

@@ -2,10 +2,12 @@
 
 What they share is modelled, in steps of a few hundredths of a microsecond: the bandwidth of the memory is divided
 evenly among the blocks that load or store, with at most so much for one SM; the cycles of an SM among its blocks that
-compute. A cluster starts where all of its blocks fit at once, in one GPC, and its blocks wait for each other.
+compute. A cluster starts where all of its blocks fit at once, in one GPC, and its blocks wait for each other. So do
+those of a group, which start one by one, wherever there is room.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -44,6 +46,8 @@ CHIPS = {
 # start of a block until the first bytes are there; from its end until the next one starts.
 _KERNEL, _START, _NEXT = 2.0, 1.3, 0.3
 STEP = 0.02
+# Of a plain copy: smaller blocks and others per SM make it slower here, or as fast.
+_COPIED_BY_A_BLOCK, _COPYING_PER_SM = 64 * 1024, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +65,14 @@ class Work:
     Attributes:
       thread_blocks: in all.
       cluster: thread blocks that wait for each other.
+      together: whether these start at once, in one GPC.
       per_sm: thread blocks that an SM holds at once.
       loaded, stored: bytes per thread block.
       boxes: that it loads and stores one after another.
       first, middle, last: sweeps; the first goes on while boxes come, the last while they leave.
-      meeting: cycles between them, for sums and for the other blocks of the cluster.
+      meeting: cycles between them, for sums and for the other blocks.
       ending: cycles after the last.
+      ticket: cycles before a block knows what it loads.
     """
 
     thread_blocks: int
@@ -80,6 +86,8 @@ class Work:
     last: Sweep
     meeting: float
     ending: float
+    together: bool = True
+    ticket: float = 0.0
 
 
 def resident_clusters(chip: Chip, cluster: int, per_sm: int) -> int:
@@ -97,6 +105,20 @@ def copy_microseconds(work: Work, chip: Chip) -> float:
     return _KERNEL + work.thread_blocks * (work.loaded + work.stored) / chip.bandwidth
 
 
+@functools.cache
+def attainable(loaded: float, stored: float, chip: Chip) -> float:
+    """The share of a copy's speed that this model grants to a kernel that loads and stores so much and does no more.
+
+    In a small array nothing hides that a block starts and ends, which the speed of a copy leaves out.
+    """
+    blocks = max(1, round(loaded / _COPIED_BY_A_BLOCK))
+    nothing = dict.fromkeys(("first", "middle", "last"), Sweep())
+    work = Work(
+        blocks, 1, _COPYING_PER_SM, loaded / blocks, stored / blocks, boxes=1, **nothing, meeting=0.0, ending=0.0
+    )
+    return copy_microseconds(work, chip) / microseconds(work, chip)
+
+
 WAITING, STARTING, LOADING, COMPUTING, MEETING, STORING, ENDING, DONE = range(8)
 
 
@@ -111,7 +133,7 @@ class Timeline:
         self.next = 0
         self.phase, self.sm = np.full(blocks, WAITING), np.zeros(blocks, int)
         # What is left of the delay, the bytes to load and to store, and the sweeps, as shares of them.
-        self.delay = np.full(blocks, _START)
+        self.delay = np.full(blocks, _START + work.ticket / chip.clock)
         self.load, self.store = np.full(blocks, float(work.loaded)), np.zeros(blocks)
         self.first, self.middle, self.last = np.zeros(blocks), np.zeros(blocks), np.zeros(blocks)
 
@@ -135,7 +157,7 @@ class Timeline:
 
     def _place(self) -> None:
         """Starts clusters in the GPC with the most room, on its SMs with the most room."""
-        cluster = self.work.cluster
+        cluster = self.work.cluster if self.work.together else 1
         while self.next < self.work.thread_blocks:
             room = np.bincount(self.gpc, self.free)
             best = int(np.argmax(np.where(room >= cluster, room / np.asarray(self.chip.gpcs), -1.0)))
@@ -218,7 +240,8 @@ class Timeline:
 
 def waves(work: Work, chip: Chip) -> float:
     """How many times the chip is filled, the last time perhaps in part."""
-    return work.thread_blocks / work.cluster / resident_clusters(chip, work.cluster, work.per_sm)
+    cluster = work.cluster if work.together else 1
+    return work.thread_blocks / cluster / resident_clusters(chip, cluster, work.per_sm)
 
 
 def bounds(work: Work, chip: Chip) -> dict[str, float]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from jaxnorm import scaling
-from jaxnorm.gpu import elementwise, meeting
+from jaxnorm.gpu import elementwise, parts
 from jaxnorm.gpu.block import (
     Block,
     approximates,
@@ -138,8 +138,8 @@ def _forward(
         captured_values = [block.read_values(value) for value in captures]
         first = block.first_values(x)
         scale = scaling.of(first)
-        parts = block.exchange(_part_moments(block, first, scale))
-        center_value, scaled_delta, variance = meeting.merged_moments(parts, block.count, tile.positions, scale)
+        found = block.exchange(_part_moments(block, first, scale))
+        center_value, scaled_delta, variance = parts.merged_moments(found, block.count, tile.positions, scale)
         scaled_delta = jnp.where(variance == jnp.inf, 0.0, scaled_delta)
         delta_value, rstd_value = scaling.undo(scaled_delta, variance, scale, eps)
 
@@ -167,7 +167,7 @@ def _forward(
 
 
 def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments of the positions that the block works on: see meeting.merged_moments.
+    """The moments of the positions that the block works on: see parts.merged_moments.
 
     The center is the mean of the first boxes, at least 1/16 of what is held, while the others are on their way; its sum
     is around one element of the instance: a constant instance then has exactly that for its center, and at a large
@@ -249,7 +249,7 @@ def _backward(
             return tuple(total + term for total, term in zip(totals, (dz, dz * xhat, *dcaptures), strict=True))
 
         found = block.sweep(add, (block.zeros(),) * len(sums))
-        totals = meeting.total(block.exchange(tuple(map(block.total, found))))
+        totals = parts.total(block.exchange(tuple(map(block.total, found))))
 
         @pl.when(block.rank == 0)
         def _() -> None:

@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxnorm import pallas_kernel
 from jaxnorm.gpu.cutting import plain_tile_of_rows, tile_held_in_part, tile_of_rows, tile_of_span
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.tiling import find_tile
+from jaxnorm.gpu.tiling import find_tile, fits
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(180)]
 
@@ -180,6 +180,23 @@ def test_every_way_to_copy_and_to_meet(copies, meeting, seed):
     assert (tile.copies, tile.meeting) == (copies, "group" if meeting == "in part" else meeting)
     assert bool(tile.streamed) == (meeting == "in part")
     check(data(view, dtype, residual=residual, offset=rng.normal()), activation, how=how)
+
+
+@pytest.mark.parametrize(("view", "parts", "dtype"), [((1, 349, 32), 11, "float32"), ((1, 4600, 1), 9, "bfloat16")])
+def test_more_parts_than_a_cluster_has(view, parts, dtype):
+    """They are merged as rows of a chunk, or its positions; the last ones of both are nobody's."""
+    how = _whole("bulk", "group", parts, view, jnp.dtype(dtype).itemsize)
+    assert how(1).parts == parts
+    check(data(view, dtype, residual=True, offset=3.0), "silu", how=how)
+
+
+def test_a_group_where_a_cluster_would_do():
+    """Clusters of 8 would leave SMs of this GPU idle."""
+    view, device = (3, 5001, 8), Device((9, 0), 20, 40 * 1024)
+    assert fits(tile_of_rows("rows", view, 8, 8, 4, 1), device)
+    tile = find_tile(view, 4, 1, device)
+    assert (tile.meeting, tile.parts) == ("group", 10)
+    check(data(view, "float32", offset=-2.0), "gelu", how=lambda arrays: find_tile(view, 4, arrays, device))
 
 
 @pytest.mark.parametrize("view", [(1, 1001, 4), (2, 70, 64), (2, 3, 32), (1, 1, 8)])

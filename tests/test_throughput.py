@@ -18,7 +18,8 @@ from jaxnorm.gpu import copies
 GOALS = {
     ("float32", "relu"): (9, 15, 0.72),
     ("float32", "gelu"): (30, 45, 0.6),
-    ("bfloat16", "relu"): (12, 20, 0.72),
+    # Not 0.72: backward the model waits for the memory to have what the blocks of a cluster tell each other.
+    ("bfloat16", "relu"): (12, 20, 0.71),
     ("bfloat16", "gelu"): (25, 42, 0.58),
     ("bfloat16", "silu"): (25, 35, 0.6),
     ("bfloat16", "exact gelu"): (40, 75, 0.4),
@@ -145,6 +146,33 @@ def test_sums_across_warps_are_no_sweep():
     assert [code.stores_elsewhere(sweep) for sweep in (*code.sweeps, machine_code.Span(1, 6))] == [0, 0, 1]
 
 
+IN_ONE_PIECE = """
+.text.some_kernel_mosaic_gpu_kernel:
+   -:-:2:Y:02        /*0000*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R7+URZ], R8
+   -:-:1:Y:04        /*0010*/                   LDS.64 R2, [R1]
+   1:-:-:Y:04        /*0020*/                   FADD R0, R2, R3
+   -:-:2:Y:02        /*0030*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R7+URZ], R8
+   -:-:2:Y:04        /*0040*/                   SHFL.BFLY PT, R5, R0, 0x10, 0x1f
+   2:-:-:Y:04        /*0050*/                   STS [R6], R5
+   -:-:-:Y:05        /*0060*/                   BAR.SYNC.DEFER_BLOCKING 0x1, 0x80
+   -:-:3:Y:04        /*0070*/                   LDS.128 R8, [R6]
+   -:-:-:Y:05        /*0080*/                   BAR.SYNC.DEFER_BLOCKING 0x1, 0x80
+   3:-:-:Y:04        /*0090*/                   FMUL R2, R2, R8
+   -:1:-:Y:04        /*00a0*/                   STS.64 [R1], R2
+   -:-:-:Y:05        /*00b0*/                   EXIT
+"""
+
+
+def test_without_a_loop_the_waits_and_the_last_exchange_part_the_sweeps():
+    (code,) = machine_code.parse(IN_ONE_PIECE).values()
+    assert code.sweeps == [(1, 3), (3, 9), (9, 12)]
+
+
+def test_nothing_is_issued_before_the_memory_has_what_was_stored():
+    assert replay.latency([instruction("MEMBAR.ALL.GPU"), instruction("NOP")]) > 500
+    assert replay.latency([instruction("MEMBAR.ALL.CTA"), instruction("NOP")]) < 50
+
+
 def instruction(text, *, waits=(), writes=None, stall=1):
     return machine_code.Instruction(text, waits, None, writes, stall)
 
@@ -173,6 +201,26 @@ def work(**changes):
 def test_without_work_a_kernel_nearly_copies(chip):
     kernel = work(thread_blocks=8 * chip.sms)
     assert 0.75 < timeline.copy_microseconds(kernel, chip) / timeline.microseconds(kernel, chip) <= 1
+
+
+def test_a_small_copy_reaches_less_than_a_large_one():
+    small, large = (timeline.attainable(size, size, CHIPS["H100"]) for size in (2**20, 2**26))
+    assert 0.55 < small < 0.7
+    assert 0.85 < large < 1
+
+
+def test_a_group_fills_what_clusters_leave_idle():
+    """16 clusters of 8 with one block on an SM take two rounds; as groups they take one."""
+    chip, given = CHIPS["H100"], {"thread_blocks": 128, "cluster": 8, "per_sm": 1}
+    cluster, group = work(**given), work(**given, together=False)
+    assert timeline.waves(group, chip) == pytest.approx(128 / 132)
+    assert timeline.microseconds(group, chip) < 0.8 * timeline.microseconds(cluster, chip)
+
+
+def test_a_ticket_comes_before_the_first_copy():
+    chip, given = CHIPS["H100"], {"thread_blocks": 132, "per_sm": 1}
+    late, early = (timeline.microseconds(work(**given, ticket=cycles), chip) for cycles in (chip.clock, 0.0))
+    assert late - early == pytest.approx(1, abs=0.1)
 
 
 def test_more_blocks_at_once_overlap_their_phases():

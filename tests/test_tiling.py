@@ -7,11 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxnorm.gpu.cutting import tile_of_rows
+from jaxnorm.gpu.block import values_shape
+from jaxnorm.gpu.cutting import MOST_BOXES, tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device
+from jaxnorm.gpu.parts import shape
 from jaxnorm.gpu.ranking import is_full, microseconds
 from jaxnorm.gpu.tile import NoTile
-from jaxnorm.gpu.tiling import find_tile, is_worth_meeting
+from jaxnorm.gpu.tiling import find_tile, fits, is_worth_meeting
 
 H100 = DEVICES["H100"]
 
@@ -48,6 +50,7 @@ def test_a_tile_fits_and_divides(call):
     if tile.copies == "bulk":
         assert device.compute_capability >= (9, 0)
         assert tile.rows <= 256
+        assert tile.boxes <= MOST_BOXES
 
 
 @settings(max_examples=500, deadline=None)
@@ -123,22 +126,71 @@ def _covered(starts, width, size):
 
 
 @settings(max_examples=200, deadline=None)
-@given(calls)
-def test_no_tile_that_fits_is_ranked_before_it(call):
+@given(calls, st.integers(2, 20))
+def test_no_tile_that_fits_is_ranked_before_it(call, groups):
     view, itemsize, arrays, device = call
     tile = find_tile(view, itemsize, arrays, device)
     if isinstance(tile, NoTile) or tile.reduces != "rows" or tile.row_bytes == 16 or tile.copies != "bulk":
         return
     widths = [n // itemsize for n in (128, 64, 32) if view[2] % (n // itemsize) == 0]
-    for lanes, parts in itertools.product(widths, (1, 2, 4, 8)):
-        other = tile_of_rows("rows", view, lanes, parts, itemsize, arrays)
-        if other.shared_memory <= device.shared_memory and is_worth_meeting(other):
-            assert tile.meeting != "group"
+    ways = [*((parts, None) for parts in (1, 2, 4, 8)), (device.sm_count // groups, "group")]
+    for lanes, (parts, meeting) in itertools.product(widths, ways):
+        other = tile_of_rows("rows", view, lanes, parts, itemsize, arrays, meeting)
+        if fits(other, device) and is_worth_meeting(other):
+            assert tile.parts * 2 <= device.sm_count
             assert rank(tile, device) <= rank(other, device)
 
 
 def rank(tile, device):
-    return not is_full(tile, device), microseconds(tile, device)
+    """A group must be faster beyond doubt."""
+    return not is_full(tile, device), microseconds(tile, device) * (1.1 if tile.meeting == "group" else 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(calls)
+def test_every_block_of_a_group_gets_its_turn(call):
+    """In the order of their tickets, with room for as few blocks as a group has, nobody waits forever.
+
+    What waits is played with one block on each SM, the least that a tile promises, and for two kernels at once where a
+    cluster would have done.
+    """
+    view, itemsize, arrays, device = call
+    tile = find_tile(view, itemsize, arrays, device)
+    if isinstance(tile, NoTile) or tile.meeting != "group":
+        return
+    kernels = 2 if tile.parts * 2 <= device.sm_count else 1
+    assert kernels == 2 or not any(
+        fits(tile_of_rows(tile.reduces, tile.shape, tile.lanes, parts, itemsize, arrays), device)
+        for parts in (1, 2, 4, 8)
+        if tile.copies == "bulk"
+    )
+    room, left = device.sm_count, [tile.thread_blocks] * kernels
+    waiting = [0] * kernels
+    while any(left):
+        started = False
+        for kernel in range(kernels):
+            # As greedily as can be: each takes all the room there is.
+            new = min(left[kernel], room)
+            started |= new > 0
+            left[kernel] -= new
+            complete = (waiting[kernel] + new) // tile.parts * tile.parts
+            room += complete - new
+            waiting[kernel] += new - complete
+        assert started
+    assert waiting == [0] * kernels
+
+
+@settings(max_examples=300, deadline=None)
+@given(calls)
+def test_bytes_stay_at_the_floor(call):
+    """What blocks exchange is little beside what they read, and no sector is read by two groups."""
+    view, itemsize, arrays, device = call
+    tile = find_tile(view, itemsize, arrays, device)
+    if isinstance(tile, NoTile) or tile.parts == 1:
+        return
+    outer, positions = values_shape(tile)
+    exchanged = 3 * 4 * outer * math.prod(shape(tile, positions))
+    assert exchanged <= math.prod(view) * itemsize * arrays / 20
 
 
 @settings(max_examples=200, deadline=None)
@@ -170,8 +222,10 @@ def test_clusters_that_an_h100_holds(cluster, per_sm, resident):
         ((16, 256, 512), 2, 1, 64, 1),
         # many small instances: no cluster
         ((32, 64, 512), 4, 1, 128, 1),
-        # nothing wider than half a sector fits
-        ((1, 65536, 64), 4, 1, 16, 8),
+        # a cluster would hold no more than half a sector of each row
+        ((1, 65536, 64), 4, 1, 64, 64),
+        # 16 clusters of 8 with narrower rows would take two rounds of 15, and leave room for one block on an SM
+        ((2, 16384, 128), 2, 2, 128, 64),
         # channels that only 16 bytes divide
         ((4, 1024, 12), 4, 1, 16, 1),
         # channels-first, a cluster per instance

@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxnorm.gpu import copies, meeting
+from jaxnorm.gpu import copies, meeting, parts
 from jaxnorm.gpu.copies import Chunk, Place, Ref
 from jaxnorm.gpu.tile import REDUCTION_SCRATCH_BYTES, Tile
 
@@ -24,7 +24,9 @@ class Block:
     def __init__(
         self, tile: Tile, scratch: Any, sources: Sequence[Ref], targets: Sequence[Ref], partials: Ref | None
     ) -> None:
-        self.tile, self.partials = tile, partials
+        self.tile = tile
+        # None where the block is alone.
+        self.partials: Ref = partials
         self.meeting = meeting.way(tile)(tile, scratch["meeting"])
         self.rank = self.meeting.rank
         self.index = lax.rem(self.meeting.index, tile.blocks)
@@ -134,12 +136,12 @@ class Block:
         total = jnp.sum(values, axis=1)
         return jnp.sum(total, axis=0) if self.tile.reduces == "both" else total
 
-    def spread(self, value: jax.Array) -> jax.Array:
-        """A value per instance as something that a chunk can be combined with."""
+    def spread(self, value: jax.Array, shape: tuple[int, int] | None = None) -> jax.Array:
+        """A value per instance as something that a chunk, or what has another shape, can be combined with."""
         if self.tile.reduces == "both":
             return value
         axis = 1 if self.tile.reduces == "rows" else 0
-        spread: jax.Array = plgpu.layout_cast(lax.broadcast_in_dim(value, self.shape, (axis,)), self.layout)
+        spread: jax.Array = plgpu.layout_cast(lax.broadcast_in_dim(value, shape or self.shape, (axis,)), self.layout)
         return spread
 
     def count(self, rank: Any) -> Any:
@@ -151,16 +153,33 @@ class Block:
         tile = self.tile
         return self._count(self.rank, tile.first_boxes, tile.first_boxes * tile.rows)
 
-    def exchange(self, values: Sequence[jax.Array]) -> meeting.Parts:
+    def exchange(self, values: Sequence[jax.Array]) -> parts.Parts:
         """The values of all blocks that share the instances of this one."""
+        tile, numbers = self.tile, range(len(values))
+        if tile.parts == 1:
+            return parts.Few([tuple(values)])
+        for i, value in enumerate(values):
+            self._write_part(value, i)
+        self.meeting.meet()
+        if parts.are_few(tile):
+            ranks = range(tile.parts)
+            return parts.Few([tuple(self.read_values(self.partials, i, rank) for i in numbers) for rank in ranks])
+        lanes = self._lanes if tile.reduces == "rows" else pl.ds(0, tile.lanes)
 
-        def write(value: jax.Array, rank: Any, i: int) -> None:
-            self.write_values(self.partials, value, rank, i)
+        def read(i: int, start: int, rows: int) -> jax.Array:
+            where = self.partials.at[self.copies.outer, i, pl.ds(start, rows), lanes]
+            values: jax.Array = plgpu.load(where, layout=self.layout, optimized=False)
+            return values
 
-        def read(rank: Any, i: int) -> jax.Array:
-            return self.read_values(self.partials, rank, i)
+        first = tuple(self.read_values(self.partials, i, 0) for i in numbers)
+        return parts.Many(tile, first, read=read, spread=self.spread, sum_up=self.total)
 
-        return self.meeting.exchange(values, write, read)
+    def _write_part(self, value: jax.Array, i: int) -> None:
+        if self.tile.reduces == "both" and not parts.are_few(self.tile):
+            lanes = self.tile.lanes
+            self.partials[self.copies.outer, i, lax.div(self.rank, lanes), lax.rem(self.rank, lanes)] = value
+        else:
+            self.write_values(self.partials, value, i, self.rank)
 
     def _count(self, rank: Any, boxes: int, rows: int) -> Any:
         """Positions in so many boxes or rows of the block of that rank, as far as there are."""
@@ -249,11 +268,13 @@ def values_shape(tile: Tile) -> tuple[int, int]:
             return (outer if tile.span is None else tile.blocks * tile.span[0]), 1
 
 
-def values_type(tile: Tile, *leading: int) -> jax.ShapeDtypeStruct:
-    outer, positions = values_shape(tile)
-    return jax.ShapeDtypeStruct((outer, *leading, positions), jnp.float32)
+def values_type(tile: Tile) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(values_shape(tile), jnp.float32)
 
 
 def partials_type(tile: Tile, values: int) -> jax.ShapeDtypeStruct | None:
     """What blocks exchange: that many values per instance and block, None where each is alone."""
-    return values_type(tile, tile.parts, values) if tile.parts > 1 else None
+    if tile.parts == 1:
+        return None
+    outer, positions = values_shape(tile)
+    return jax.ShapeDtypeStruct((outer, values, *parts.shape(tile, positions)), jnp.float32)

@@ -14,14 +14,15 @@ ROW_BYTES = (128, 64, 32)
 HALF_SECTOR = 16
 # A warpgroup of 128 threads with 4 elements each: the rows that one instruction covers are 512 // lanes.
 ELEMENTS_PER_STEP = 128 * 4
-# Steps computed at a time, for instruction-level parallelism: up to 4 * 4 elements per thread and array.
-_STEPS = (4, 2, 1)
+# Steps computed at a time, for instruction-level parallelism: up to 4 * 4 elements per thread and array. With fewer an
+# SM has the registers for more thread blocks.
+STEPS = (4, 2, 1)
 # TMA copies at most 256 rows at once.
 _BOX_ROWS = 256
 # Several boxes per tile, so that the first are summed while the others are still on their way.
 _BOXES = 4
-# What the boxes of a thread block, and their barriers, are fewer than.
-_MANY_BOXES = 64
+# Bulk copies have a barrier for each box: Mosaic GPU supports so many.
+MOST_BOXES = 32
 # Instances in a span: as many as keep each thread busy for a few steps, and not so many that blocks become few.
 _SPAN_ELEMENTS = (4 * ELEMENTS_PER_STEP, 16 * ELEMENTS_PER_STEP)
 
@@ -39,11 +40,15 @@ def tile_of_rows(
     itemsize: int,
     arrays: int,
     meeting: Meeting | None = None,
+    steps: int = STEPS[0],
 ) -> Tile:
-    """For "rows" or "both", with bulk copies. A group has fewer parts than asked for where fewer do."""
-    needed = -(-shape[1] // parts)
-    chunk = _chunk(needed, lanes)
-    rows = _box_rows(needed, chunk)
+    """For "rows" or "both", with bulk copies, and so many steps at a time at most.
+
+    A group has fewer parts than asked for where fewer do.
+    """
+    needed, step = -(-shape[1] // parts), ELEMENTS_PER_STEP // lanes
+    chunk = _chunk(needed, lanes, most=min(_BOX_ROWS, steps * step, max(needed // _BOXES, step)))
+    rows = _box_rows(needed, chunk, step)
     boxes = -(-needed // rows)
     if meeting == "group":
         parts = -(-shape[1] // (rows * boxes))
@@ -83,7 +88,7 @@ def tile_held_in_part(
 ) -> Tile | None:
     """For "rows" or "both": a group of all SMs that holds what there is room for, and reads the rest twice."""
     needed = -(-shape[1] // device.sm_count)
-    empty = Tile(reduces, shape, 0, lanes, _MANY_BOXES, 1, 1, arrays, itemsize, copies)
+    empty = Tile(reduces, shape, 0, lanes, MOST_BOXES, 1, 1, arrays, itemsize, copies)
     room = (device.shared_memory - empty.shared_memory) // arrays // empty.row_bytes
     chunk = _chunk(min(needed, max(room // _BOXES, 1)), lanes)
     most = _BOX_ROWS if copies == "bulk" else room
@@ -91,7 +96,7 @@ def tile_held_in_part(
     fitting = [
         dataclasses.replace(empty, rows=rows, boxes=boxes, chunk=chunk)
         for rows in sizes
-        for boxes in range(1, room // rows + 1)
+        for boxes in range(1, min(room // rows, MOST_BOXES) + 1)
         if dataclasses.replace(empty, rows=rows, boxes=boxes).shared_memory <= device.shared_memory
     ]
     if not fitting:
@@ -141,16 +146,16 @@ def _last_has(tile: Tile, rows: int) -> bool:
     return tile.extent - (tile.parts - 1) * tile.block_rows >= rows
 
 
-def _box_rows(needed: int, chunk: int) -> int:
+def _box_rows(needed: int, chunk: int, step: int) -> int:
     """Rows of a box: of four or more that reach little beyond the end, but of few.
 
-    Each box costs about an eighth of a chunk besides.
+    Each box costs about half a step besides.
     """
     most = min(_BOX_ROWS, _round_up(-(-needed // _BOXES), chunk))
 
     def cost(rows: int) -> int:
         held = _round_up(needed, rows)
-        return held + held // rows * chunk // 8
+        return held + held // rows * step // 2
 
     return min(range(most, 0, -chunk), key=cost)
 
@@ -158,7 +163,7 @@ def _box_rows(needed: int, chunk: int) -> int:
 def _chunk(rows: int, lanes: int, most: int = _BOX_ROWS) -> int:
     """Rows computed at a time: many, unless rounding up to them would waste more than an eighth."""
     step = ELEMENTS_PER_STEP // lanes
-    chunks = [step * n for n in _STEPS if step * n <= most]
+    chunks = [step * n for n in STEPS if step * n <= most]
     return next((n for n in chunks if _round_up(rows, n) * 8 <= rows * 9), step)
 
 

@@ -4,15 +4,12 @@
     Cluster   up to 8 blocks, which the hardware starts together (Hopper and newer)
     Group     any number of blocks, which meet through a counter in global memory
 
-What they exchange passes through global memory: a few numbers per instance.
+What they exchange passes through global memory, a few numbers per instance: see jaxnorm.gpu.parts.
 """
 
 import abc
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -24,70 +21,9 @@ from jaxlib.mlir.dialects import memref
 from jaxnorm.gpu.devices import interpreted
 from jaxnorm.gpu.tile import Tile
 
-Values = tuple[jax.Array, ...]
 # Blocks of a group wait for each other as long as one of them needs to read and add up its part: milliseconds, or
 # seconds where a tool watches every access.
 _PATIENCE_NS = 20_000_000_000
-# More parts than these are read again, in a loop, whenever they are needed: unrolled they would not fit the registers.
-_UNROLLED = 8
-
-
-class Parts:
-    """What the blocks of an instance have found: one tuple of values per instance for each rank."""
-
-    def __init__(self, number: int, part: Callable[[Any], Values]) -> None:
-        self.number = number
-        self.first = part(0)
-        self._rest = part if number > _UNROLLED else [part(rank) for rank in range(1, number)]
-
-    def total(self, term: Callable[..., Values]) -> Values:
-        """The sums of the values of term(rank, *part) over all ranks."""
-        start = term(0, *self.first)
-
-        def add(total: Values, more: Values) -> Values:
-            return tuple(a + b for a, b in zip(total, more, strict=True))
-
-        if isinstance(self._rest, list):
-            return functools.reduce(add, (term(i, *part) for i, part in enumerate(self._rest, 1)), start)
-        part = self._rest
-        total: Values = lax.fori_loop(1, self.number, lambda i, total: add(total, term(i, *part(i))), start)
-        return total
-
-
-def total(parts: Parts) -> Values:
-    """The sums of all values."""
-    return parts.total(lambda _, *values: values)
-
-
-def merged_moments(
-    parts: Parts, count: Callable[[Any], Any], positions: int, scale: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Center, delta and variance of an instance from the moments of its parts (Chan et al. 1983).
-
-    Args:
-      parts: of (center, delta, squares): the mean is center + delta / scale, and squares the sum of
-        (scale * (x - mean))^2. The center of the first part becomes that of the instance.
-      count: the number of positions of a rank.
-      positions: of the instance.
-      scale: as above; of the variance its square.
-    """
-    if parts.number == 1:
-        center, delta, squares = parts.first
-        return center, delta, squares / positions
-    center = parts.first[0]
-
-    def mean(own: jax.Array, delta: jax.Array) -> jax.Array:
-        mean: jax.Array = scale * (own - center) + delta
-        return mean
-
-    weighted: jax.Array
-    (weighted,) = parts.total(lambda rank, own, delta, _: (count(rank) * mean(own, delta),))
-    merged = weighted / positions
-    (squares,) = parts.total(
-        lambda rank, own, delta, squares: (squares + count(rank) * jnp.square(mean(own, delta) - merged),)
-    )
-    variance: jax.Array = squares / positions
-    return center, merged, variance
 
 
 class Meeting(abc.ABC):
@@ -116,21 +52,6 @@ class Meeting(abc.ABC):
         """How to launch it, for plgpu.kernel."""
         return {"grid": (tile.thread_blocks,), "grid_names": ("blocks",)}
 
-    def exchange(
-        self, values: Sequence[jax.Array], write: Callable[..., None], read: Callable[..., jax.Array]
-    ) -> Parts:
-        """The values of all blocks.
-
-        Args:
-          values: of this block.
-          write: write(value, rank, i) puts a value where read(rank, i) of another block finds it.
-          read: the inverse.
-        """
-        for i, value in enumerate(values):
-            write(value, self.rank, i)
-        self.meet()
-        return Parts(self.tile.parts, lambda rank: tuple(read(rank, i) for i in range(len(values))))
-
     @abc.abstractmethod
     def meet(self) -> None:
         """Until all blocks have come here; what they wrote to global memory can be read then."""
@@ -143,9 +64,6 @@ class Alone(Meeting):
         super().__init__(tile, scratch)
         # Before Hopper a block that asked for its place in a cluster would abort the compiler.
         self.index, self.rank = lax.axis_index("blocks"), 0
-
-    def exchange(self, values: Sequence[jax.Array], write: Any, read: Any) -> Parts:
-        return Parts(1, lambda _: tuple(values))
 
     def meet(self) -> None:
         """There is nobody to wait for."""
@@ -233,8 +151,9 @@ def _take_ticket(counter: Any, slot: Any) -> Any:
 def _arrive_and_wait(counter: Any, parts: int) -> None:
     """Adds 1 to the counter, and returns when it is at least `parts`.
 
-    One thread does it, with a release at first and an acquire at last; the barriers around it pass both on to all
-    threads. A block that never comes must not hang the GPU: after _PATIENCE_NS the kernel traps, and the launch fails.
+    One thread does it, with a release at first and an acquire at last: by the very load that sees the count, since a
+    fence of its own would be one more trip to the memory. The barriers around it pass both on to all threads. A block
+    that never comes must not hang the GPU: after _PATIENCE_NS the kernel traps, and the launch fails.
     """
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))  # type: ignore[untyped-decorator]
@@ -249,7 +168,7 @@ def _arrive_and_wait(counter: Any, parts: int) -> None:
                 red.release.gpu.global.add.u32 [$0], 1;
                 mov.u64 start, %globaltimer;
                 again:
-                ld.relaxed.gpu.global.u32 seen, [$0];
+                ld.acquire.gpu.global.u32 seen, [$0];
                 setp.lt.u32 waiting, seen, {parts};
                 mov.u64 now, %globaltimer;
                 sub.u64 now, now, start;
@@ -257,7 +176,6 @@ def _arrive_and_wait(counter: Any, parts: int) -> None:
                 and.pred late, late, waiting;
                 @late trap;
                 @waiting bra again;
-                fence.acq_rel.gpu;
                 }}""",
                 utils.memref_ptr(counter),
                 has_side_effects=True,

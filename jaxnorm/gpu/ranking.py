@@ -14,8 +14,11 @@ from jaxnorm.gpu.tile import Tile
 _ELEMENTS_AT_ONCE = 64
 # Of shared memory an SM sets this much aside for every thread block.
 _RESERVED = 1024
-# Microseconds of a block that does nothing: to start, fetch its first bytes, sum across its warps and end; and to meet.
-_START, _MEETING = 2.0, 0.8
+# Microseconds of a block that does nothing: to start, fetch its first bytes, sum across its warps and end.
+_START = 2.0
+# And to meet: to wait until all can see what was written, for the last one, for what they wrote, and to merge it. In a
+# group two more trips to the memory of a third each: for the ticket before the first copy, and for the counter.
+_MEETING = {"alone": 0.0, "cluster": 1.1, "group": 1.7}
 # Bytes that one SM moves in a microsecond: 64 per cycle.
 _SM_BYTES = 110e3
 # Cycles per instruction of a thread: of one block alone, and of each of several that fill each other's gaps. Half of
@@ -42,21 +45,20 @@ def microseconds(tile: Tile, device: Device, instructions: float = _INSTRUCTIONS
       instructions: of a thread per element, for all sweeps.
     """
     at_once = max(1, min(_fitting(tile, device), _ELEMENTS_AT_ONCE * _THREADS // (tile.chunk * tile.lanes)))
-    clusters, resident = tile.thread_blocks // tile.parts, device.resident(tile.parts, at_once)
-    full, rest = divmod(clusters, resident)
-    return full * _wave(tile, device, resident, instructions) + (
-        _wave(tile, device, rest, instructions) if rest else 0.0
-    )
+    # The blocks of a group start one by one, wherever there is room.
+    together = tile.parts if tile.meeting == "cluster" else 1
+    wave = device.resident(together, at_once) * together
+    full, rest = divmod(tile.thread_blocks, wave)
+    return full * _wave(tile, device, wave, instructions) + (_wave(tile, device, rest, instructions) if rest else 0.0)
 
 
-def _wave(tile: Tile, device: Device, clusters: int, instructions: float) -> float:
-    blocks = clusters * tile.parts
+def _wave(tile: Tile, device: Device, blocks: int, instructions: float) -> float:
     on_fullest = math.ceil(blocks / device.sm_count)
     elements = tile.block_rows * tile.lanes if tile.reduces != "lanes" else tile.rows * tile.extent
     moved = elements * tile.itemsize * (tile.arrays + 1)
     memory = blocks * moved / (device.bandwidth * _ROW_EFFICIENCY[tile.row_bytes])
     compute = elements / _THREADS * instructions * max(_ALONE, _SHARED * on_fullest) / _CYCLES
-    waiting = _START + (_MEETING if tile.parts > 1 else 0.0)
+    waiting = _START + _MEETING[tile.meeting]
     return waiting + max(memory, on_fullest * moved / _SM_BYTES) + _EXPOSED * compute
 
 

@@ -8,7 +8,9 @@ from jaxnorm.gpu.cutting import (
     ALIGNMENT,
     ELEMENTS_PER_STEP,
     HALF_SECTOR,
+    MOST_BOXES,
     ROW_BYTES,
+    STEPS,
     plain_tile_of_rows,
     tile_held_in_part,
     tile_of_instances,
@@ -31,8 +33,11 @@ _CLUSTERS = (1, 2, 4, 8)
 _LEAST_PART_BYTES = 16 * 1024
 # What they exchange, up to 3 float32 per block and instance, stays under 1/40 of what a block of a cluster reads.
 _LEAST_PART_OF_INSTANCE_BYTES = 512
-# Wide rows are worth a quarter of the SMs, where the last round of groups does not fill the device.
-_GROUP_EFFICIENCY = 3 / 4
+# Groups wait for blocks that start when there is room, which a cluster has from the hardware: so much slower by the
+# estimate, a cluster is still preferred.
+_GROUP_HANDICAP = 1.1
+# Two kernels that run at once each have one incomplete group at most. With so many SMs as parts, they fit side by side.
+_SIDE_BY_SIDE = 2
 # Of the arrays that an instance held in part would else read twice, so many are read once: in units that is what it
 # saves beside plain XLA, which reads all of them twice. Less is not worth it.
 _LEAST_HELD_ARRAYS = 0.4
@@ -45,7 +50,7 @@ def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: D
     """The tile for one pass of the kernel, or the reason why there is none.
 
     The one that jaxnorm.gpu.ranking takes for the fastest, of those that let every SM run two blocks at once, if any.
-    Groups only where no cluster can hold an instance.
+    Groups where they are faster beyond doubt than clusters, or no cluster can hold an instance.
 
     Args:
       shape: (B, R, K), the canonical view.
@@ -57,22 +62,17 @@ def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: D
     if reason:
         return NoTile(reason)
     for candidates in _candidates(shape, itemsize, arrays, device):
-        fitting = [tile for tile in candidates if tile.shared_memory <= device.shared_memory]
+        fitting = [tile for tile in candidates if fits(tile, device)]
         if fitting:
-            # max keeps the first of equals, and they come widest and smallest cluster first.
+            # max keeps the first of equals, and they come widest, smallest cluster and most steps first.
             return max(fitting, key=lambda tile: _worth(tile, device))
     return NoTile(_nothing_fits(shape, itemsize, arrays, device))
 
 
-def _worth(tile: Tile, device: Device) -> tuple[float, ...]:
+def _worth(tile: Tile, device: Device) -> tuple[bool, float]:
     """What the best tile of a list has most of."""
-    if tile.meeting != "group":
-        return is_full(tile, device), -microseconds(tile, device)
-    # Groups run as many at a time as the device has room for, and one SM has room for one block at least.
-    groups = tile.thread_blocks // tile.parts
-    rounds = -(-groups // (device.sm_count // tile.parts))
-    busy = tile.thread_blocks / (rounds * device.sm_count)
-    return (min(busy, _GROUP_EFFICIENCY), tile.row_bytes, busy, -tile.parts)
+    handicap = _GROUP_HANDICAP if tile.meeting == "group" else 1.0
+    return is_full(tile, device), -handicap * microseconds(tile, device)
 
 
 def _candidates(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> Iterator[list[Tile]]:
@@ -95,13 +95,14 @@ def _candidates(shape: tuple[int, int, int], itemsize: int, arrays: int, device:
     wide = [n for n in lanes if n * itemsize != HALF_SECTOR or channels == 1]
     narrow = [n for n in lanes if n not in wide]
     tiles = functools.partial(_tiles, copies, reduces, shape, itemsize, arrays)
+    groups = _groups(device)
     if copies == "bulk":
-        yield tiles(wide, _CLUSTERS)
+        yield tiles(wide, _CLUSTERS) + tiles(wide, [n for n in groups if n * _SIDE_BY_SIDE <= device.sm_count], "group")
         yield tiles(narrow, _CLUSTERS)
     else:
         yield tiles(wide, (1,))
     # Half a sector is for blocks that run side by side, which those of two groups may not.
-    yield tiles(wide, _groups(device), "group")
+    yield tiles(wide, groups, "group")
     in_part = [tile_held_in_part(reduces, shape, n, itemsize, arrays, device, copies) for n in wide[-1:]]
     yield [tile for tile in in_part if tile is not None and tile.share * arrays >= _LEAST_HELD_ARRAYS]
     if copies == "plain":
@@ -121,7 +122,7 @@ def _tiles(
     tiles: list[Tile] = []
     for width, number in itertools.product(lanes, parts):
         if copies == "bulk":
-            tiles.append(tile_of_rows(reduces, shape, width, number, itemsize, arrays, meeting))
+            tiles += [tile_of_rows(reduces, shape, width, number, itemsize, arrays, meeting, steps) for steps in STEPS]
         else:
             tiles += _present(plain_tile_of_rows(reduces, shape, width, number, itemsize, arrays))
     return [tile for tile in tiles if is_worth_meeting(tile)]
@@ -129,6 +130,11 @@ def _tiles(
 
 def _present(tile: Tile | None) -> list[Tile]:
     return [] if tile is None else [tile]
+
+
+def fits(tile: Tile, device: Device) -> bool:
+    """Whether a thread block has the shared memory, and the barriers."""
+    return tile.shared_memory <= device.shared_memory and (tile.copies != "bulk" or tile.boxes <= MOST_BOXES)
 
 
 def is_worth_meeting(tile: Tile) -> bool:
