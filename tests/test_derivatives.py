@@ -58,6 +58,7 @@ def penalty(normalize, x, gamma, beta, residual):
     return sum(jnp.sum(g**2) for g in jax.grad(critic, (0, 1))(x, residual))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("activation", ["none", "silu", "tanh"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -75,6 +76,7 @@ def test_second_derivative_in_every_argument(implementation, activation):
         np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_third_derivative():
     def third(normalize, x, *rest):
@@ -85,6 +87,7 @@ def test_third_derivative():
     np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8 * float(jnp.abs(want).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradient_penalty_of_a_critic_in_float32(implementation, offset):

@@ -149,6 +149,7 @@ def test_transformation(norm, transformation, factor):
     check(transformation, norm, *arguments(), factor=factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transformation", "factor"),
     [(gradients, FIRST), (penalty, SECOND), (in_shard_map(True), Y)],
@@ -198,6 +199,7 @@ def test_grad_of_vmap(norm):
     check(gradients_of_vmap, norm, *some_mapped(True, False, True), factor=FIRST)
 
 
+@pytest.mark.slow
 def test_vmap_of_the_second_derivative(norm):
     transformation = mapping(0, None, None, derivative=penalty)
     check(transformation, norm, arguments(2)[0], *arguments()[1:], factor=SECOND)
@@ -208,6 +210,7 @@ def through_layers(transformation):
     return lambda norm: transformation(layers(norm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transformation", [penalty, hessian_vector], ids=["grad of grad", "HVP"])
 def test_second_derivative_of_scan(norm, transformation, request):
     if norm.keywords["implementation"] == "pallas" and jax.__version_info__ < (0, 12):
@@ -223,6 +226,7 @@ def test_second_derivative_of_scan(norm, transformation, request):
 # the device of every named axis, those of vmap included: test_kernel_compiled.py has these for the kernel.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", PLAIN)
 @pytest.mark.parametrize(
     ("transformation", "factor"),
