@@ -23,7 +23,7 @@ test test-fast test-x64 test-oldest: export JAX_PLATFORMS = cpu
 test: lint ## lint, types, tests and doctests
 	$(PYTEST)
 
-test-fast: lint ## the same without the compiled and interpreted kernel, the property tests, the meshes, the examples and the U-Net
+test-fast: lint ## the same without the kernel, compiled code, calls and properties drawn by chance, most higher derivatives, axes and activations, meshes, processes of their own, examples and the U-Net
 	$(PYTEST) -m 'not slow'
 
 # The stylisation example mixes its own float32 with JAX's defaults, which convolutions refuse under x64.

@@ -26,7 +26,19 @@ def pytest_report_header(config):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """The draw, out of what markers and keywords have selected."""
+    """Long tests first, so that no worker ends with one; of all the draw, out of what markers and keywords selected."""
+    items.sort(key=time_limit, reverse=True)
+    draw_some(config, items)
+
+
+def time_limit(item):
+    """Seconds: of a test that has none of its own less than of any that has one."""
+    marker = item.get_closest_marker("timeout")
+    return marker.args[0] if marker else 0
+
+
+def draw_some(config, items):
+    """Leaves N tests of every file, drawn by chance, where that was asked for."""
     draw, seed = config.getoption("draw"), config.getoption("seed")
     if not draw:
         return

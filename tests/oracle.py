@@ -1,5 +1,10 @@
-"""What instance norm is, twice: in float64 NumPy, and its JAX twin for derivatives. Shares no code with jaxnorm."""
+"""What instance norm is, twice: in float64 NumPy, and its JAX twin to be transformed. Shares no code with jaxnorm.
 
+NumPy compiles nothing, which is most of the time that a test of a small array takes; test_oracle.py has its gradients
+against those that JAX forms of the twin.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,23 +15,37 @@ from scipy import special
 
 
 class Activation(NamedTuple):
-    """An activation as the user passes it, and the same in NumPy."""
+    """An activation as the user passes it, the same in NumPy, and its derivative."""
 
     jax: Callable[[Any], Any] | None
     numpy: Callable[[Any], Any]
+    slope: Callable[[Any], Any]
+
+
+def _gelu_slope(z):
+    inner = np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))
+    return (1 + inner) / 2 + z / 2 * (1 - inner**2) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * z**2)
 
 
 ACTIVATIONS = {
-    "none": Activation(None, lambda z: z),
-    "relu": Activation(jax.nn.relu, lambda z: np.maximum(z, 0)),
-    "leaky_relu": Activation(jax.nn.leaky_relu, lambda z: np.where(z >= 0, z, 0.01 * z)),
-    "silu": Activation(jax.nn.silu, lambda z: z / (1 + np.exp(-z))),
-    "gelu": Activation(jax.nn.gelu, lambda z: z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))),
-    "exact_gelu": Activation(
-        lambda z: jax.nn.gelu(z, approximate=False), lambda z: z / 2 * special.erfc(-z / np.sqrt(2))
+    "none": Activation(None, lambda z: z, np.ones_like),
+    "relu": Activation(jax.nn.relu, lambda z: np.maximum(z, 0), lambda z: np.float64(z > 0)),
+    "leaky_relu": Activation(
+        jax.nn.leaky_relu, lambda z: np.where(z >= 0, z, 0.01 * z), lambda z: np.where(z >= 0, 1, 0.01)
     ),
-    "tanh": Activation(jnp.tanh, np.tanh),
-    "own": Activation(lambda z: z / (1 + jnp.abs(z)), lambda z: z / (1 + np.abs(z))),
+    "silu": Activation(
+        jax.nn.silu, lambda z: z * special.expit(z), lambda z: special.expit(z) * (1 + z * special.expit(-z))
+    ),
+    "gelu": Activation(
+        jax.nn.gelu, lambda z: z / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))), _gelu_slope
+    ),
+    "exact_gelu": Activation(
+        lambda z: jax.nn.gelu(z, approximate=False),
+        lambda z: z * special.ndtr(z),
+        lambda z: special.ndtr(z) + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi),
+    ),
+    "tanh": Activation(jnp.tanh, np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "own": Activation(lambda z: z / (1 + jnp.abs(z)), lambda z: z / (1 + np.abs(z)), lambda z: (1 + np.abs(z)) ** -2.0),
 }
 
 
@@ -88,11 +107,25 @@ def twin(x, gamma=None, beta=None, eps=1e-5, *, channel_axes=(1,), residual=None
     return z if function is None else function(z)
 
 
-def gradients(dy, x, gamma=None, beta=None, residual=None, **options):
-    """float64 gradients of <dy, twin(...)> by JAX: a dict with those of the arguments that are there."""
-    given = {"x": x, "gamma": gamma, "beta": beta, "residual": residual}
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        given = {name: jnp.asarray(np.asarray(v, np.float64)) for name, v in given.items() if v is not None}
-        weight = jnp.asarray(np.asarray(dy, np.float64))
-        grads = jax.grad(lambda given: jnp.sum(weight * twin(**given, **options)))(given)
-        return {name: np.asarray(g) for name, g in grads.items()}
+def gradients(dy, x, gamma=None, beta=None, residual=None, eps=1e-5, *, channel_axes=(1,), activation="none"):
+    """float64 gradients of <dy, instance_norm(...)>: a dict with those of the arguments that are there."""
+    x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    z, _ = instance_norm(x, gamma, beta, eps, channel_axes=channel_axes, residual=residual)
+    dz = dy * ACTIVATIONS[activation].slope(z)
+    mean, var = moments(x, channel_axes)
+    rstd = 1 / np.sqrt(var + eps)
+    xhat = (x - mean) * rstd
+    dxhat = dz if gamma is None else dz * spread(np.asarray(gamma, np.float64), x.shape, channel_axes)
+    average = functools.partial(np.mean, axis=spatial_axes(x.ndim, channel_axes), keepdims=True)
+    grads = {"x": rstd * (dxhat - average(dxhat) - xhat * average(dxhat * xhat))}
+    if gamma is not None:
+        grads["gamma"] = _gathered(dz * xhat, gamma, channel_axes)
+    if beta is not None:
+        grads["beta"] = _gathered(dz, beta, channel_axes)
+    return grads if residual is None else grads | {"residual": dz}
+
+
+def _gathered(terms, parameter, channel_axes):
+    """The sum of what reached each value of a parameter."""
+    placed = spread(parameter, terms.shape, channel_axes).shape
+    return terms.sum(tuple(axis for axis, size in enumerate(placed) if size == 1)).reshape(parameter.shape)

@@ -35,6 +35,7 @@ def test_parameter_forms(implementation, gamma, beta):
     check(implementation, "float32", (3, 7, 9, 4), (-1,), gamma=gamma, beta=beta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
 @pytest.mark.parametrize("activation", oracle.ACTIVATIONS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -42,6 +43,7 @@ def test_activation_and_residual(implementation, activation, residual):
     check(implementation, "float32", (2, 3, 8, 9), (1,), residual=residual, activation=activation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(2,), (1, 2), (-2, -1), (1, -1), (2, 1)], ids=str)
 @pytest.mark.parametrize("gamma", ["shared", "each"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -220,6 +220,7 @@ def hoisted(activation, z):
     return apply(prepared.function, z, *(jnp.broadcast_to(c, (z.shape[0], 1, z.shape[2])) for c in prepared.captures))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
@@ -494,6 +495,7 @@ def test_random_elementwise_programs_agree(program, form, seed):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(programs(mixing=True), st.booleans())
 def test_random_programs_that_mix_positions_are_refused_by_all(program, is_captured):
@@ -511,6 +513,7 @@ def test_random_programs_that_mix_positions_are_refused_by_all(program, is_captu
     jax.jit(seen)(0.7)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(programs(mixing=False), st.booleans())
 def test_random_elementwise_programs_are_accepted(program, is_captured):

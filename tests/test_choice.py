@@ -116,6 +116,7 @@ print(explanation.backward.tile.reason)
 BROKEN = "from jax.experimental.pallas import mosaic_gpu as plgpu; "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [

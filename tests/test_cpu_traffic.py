@@ -31,6 +31,7 @@ STEP = FORWARD + 2 + 3
 SMALL = 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.layout}-{case.array}-{case.dtype}")
 def test_passes_over_memory(case):
     norm = functools.partial(

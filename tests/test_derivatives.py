@@ -26,7 +26,7 @@ def arguments(dtype, seed=0):
 def norm(implementation, activation):
     """(x, gamma, beta, residual) -> y, by jaxnorm or, for "twin", by the oracle's twin."""
     if implementation == "twin":
-        return lambda x, gamma, beta, residual: oracle.twin(x, gamma, beta, residual=residual, activation=activation)
+        return twin(activation)
     return lambda x, gamma, beta, residual: jaxnorm.instance_norm(
         x,
         gamma,
@@ -35,6 +35,18 @@ def norm(implementation, activation):
         activation=oracle.ACTIVATIONS[activation].jax,
         implementation=implementation,
     )
+
+
+@functools.cache
+def twin(activation):
+    """One object per activation, for what is compiled once."""
+    return lambda x, gamma, beta, residual: oracle.twin(x, gamma, beta, residual=residual, activation=activation)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gradients(function, normalize, *given):
+    """Of function(normalize, *given), by all of them."""
+    return jax.grad(functools.partial(function, normalize), tuple(range(len(given))))(*given)
 
 
 def penalty(normalize, x, gamma, beta, residual):
@@ -46,34 +58,36 @@ def penalty(normalize, x, gamma, beta, residual):
     return sum(jnp.sum(g**2) for g in jax.grad(critic, (0, 1))(x, residual))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("activation", ["none", "silu", "tanh"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_check_grads_to_second_order(implementation, activation):
-    check_grads(norm(implementation, activation), arguments("float64"), order=2, modes=("rev",))
+    check_grads(jax.jit(norm(implementation, activation)), arguments("float64"), order=2, modes=("rev",))
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("activation", ["none", "leaky_relu", "silu"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_second_derivative_in_every_argument(implementation, activation):
-    every = (0, 1, 2, 3)
-    got = jax.grad(functools.partial(penalty, norm(implementation, activation)), every)(*arguments("float64"))
-    want = jax.grad(functools.partial(penalty, norm("twin", activation)), every)(*arguments("float64"))
+    got = gradients(penalty, norm(implementation, activation), *arguments("float64"))
+    want = gradients(penalty, norm("twin", activation), *arguments("float64"))
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_third_derivative():
     def third(normalize, x, *rest):
         return jnp.sum(jax.grad(functools.partial(penalty, normalize))(x, *rest) ** 2)
 
-    got = jax.grad(functools.partial(third, norm("xla", "silu")))(*arguments("float64"))
-    want = jax.grad(functools.partial(third, norm("twin", "silu")))(*arguments("float64"))
+    got, *_ = gradients(third, norm("xla", "silu"), *arguments("float64"))
+    want, *_ = gradients(third, norm("twin", "silu"), *arguments("float64"))
     np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-8 * float(jnp.abs(want).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradient_penalty_of_a_critic_in_float32(implementation, offset):
@@ -98,8 +112,7 @@ def test_gradient_penalty_of_a_critic_in_float32(implementation, offset):
     normalize = functools.partial(jaxnorm.instance_norm, activation=jax.nn.silu, implementation=implementation)
     got = jax.jit(jax.grad(functools.partial(loss, normalize)))(weights, x)
     with jax.enable_x64(True):
-        twin = functools.partial(oracle.twin, activation="silu")
-        want = jax.grad(functools.partial(loss, twin))(
+        want = jax.jit(jax.grad(functools.partial(loss, functools.partial(oracle.twin, activation="silu"))))(
             [jnp.asarray(w, jnp.float64) for w in weights], jnp.asarray(x, jnp.float64)
         )
     for g, w in zip(got, want, strict=True):
@@ -110,17 +123,17 @@ def test_gradient_penalty_of_a_critic_in_float32(implementation, offset):
 @pytest.mark.usefixtures("x64")
 def test_forward_mode_through_the_reference():
     x, gamma, beta, residual = arguments("float64")
-    reference, twin = norm("reference", "silu"), norm("twin", "silu")
+    reference, exact = norm("reference", "silu"), norm("twin", "silu")
     given = (x, gamma, beta, residual)
     tangents = arguments("float64", seed=1)
-    for got, want in zip(jax.jvp(reference, given, tangents), jax.jvp(twin, given, tangents), strict=True):
+    for got, want in zip(jax.jvp(reference, given, tangents), jax.jvp(exact, given, tangents), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
 
     def energy(normalize, x):
         return jnp.sum(jnp.sin(normalize(x, gamma, beta, residual)))
 
-    got = jax.hessian(functools.partial(energy, reference))(x)
-    want = jax.hessian(functools.partial(energy, twin))(x)
+    got = jax.jit(jax.hessian(functools.partial(energy, reference)))(x)
+    want = jax.jit(jax.hessian(functools.partial(energy, exact)))(x)
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10)
 
 
@@ -133,7 +146,8 @@ def test_derivatives_of_the_moments():
         return mean, jnp.mean((x - mean[:, :, None, None]) ** 2, (2, 3))
 
     for order in (jax.jacrev, jax.jacfwd, jax.hessian):
-        for got, want in zip(order(jaxnorm.instance_moments)(x), order(from_twin)(x), strict=True):
+        differentiated = (jax.jit(order(function))(x) for function in (jaxnorm.instance_moments, from_twin))
+        for got, want in zip(*differentiated, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
 
 

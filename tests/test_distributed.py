@@ -14,6 +14,7 @@ import tolerance
 
 pytestmark = pytest.mark.slow
 
+EACH_COMMAND = pathlib.Path(__file__).parent / "each_command.py"
 SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "distributed.py"
 STEPS, BATCH, SIZE, NORMS = 4, 4, 8, 4
 # A process that waits for another in vain would wait for minutes.
@@ -95,23 +96,26 @@ def test_losses_are_those_of_one_device(tmp_path, alone, processes, devices, spa
     assert np.all(abs(losses / expected - 1) < rounding * np.arange(1, STEPS + 1))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--space 4", "--space must divide the number of devices, 6: got 4"),
-        ("--batch 8 --space 2", "--batch must be a multiple of 3"),
-        ("--batch 6 --space 3 --size 16", "--size must be a multiple of 6"),
-        ("--steps 1", "at least 2"),
-        ("--process 0", "need --coordinator"),
-        ("--coordinator 127.0.0.1:1 --processes 2", "needs --processes P and --process"),
-        ("--coordinator 127.0.0.1:1 --processes 2 --process 2", "0, 1, ... P - 1"),
-        ("--cluster --coordinator 127.0.0.1:1", "not allowed with"),
-        ("--cluster --process 0", "need --coordinator"),
-    ],
-)
-def test_wrong_input_gets_one_line(options, message):
-    command = [sys.executable, SCRIPT, *options.split()]
+WRONG = {
+    "--space 4": "--space must divide the number of devices, 6: got 4",
+    "--batch 8 --space 2": "--batch must be a multiple of 3",
+    "--batch 6 --space 3 --size 16": "--size must be a multiple of 6",
+    "--steps 1": "at least 2",
+    "--process 0": "need --coordinator",
+    "--coordinator 127.0.0.1:1 --processes 2": "needs --processes P and --process",
+    "--coordinator 127.0.0.1:1 --processes 2 --process 2": "0, 1, ... P - 1",
+    "--cluster --coordinator 127.0.0.1:1": "not allowed with",
+    "--cluster --process 0": "need --coordinator",
+}
+
+
+def test_wrong_input_gets_one_line():
+    commands = json.dumps([options.split() for options in WRONG])
+    command = [sys.executable, EACH_COMMAND, SCRIPT, commands]
     finished = subprocess.run(command, env=environment(6), capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert finished.returncode == 2
-    assert message in finished.stderr.splitlines()[-1]
-    assert "Traceback" not in finished.stderr
+    assert finished.returncode == 0, finished.stderr
+    for (options, message), line in zip(WRONG.items(), finished.stdout.splitlines(), strict=True):
+        status, said = json.loads(line)
+        assert status == 2, options
+        assert message in said.splitlines()[-1]
+        assert "Traceback" not in said

@@ -19,6 +19,7 @@ IMAGES = [
 RUNNABLE = {"README.md", "faq.md", "index.md", "kernel.md", "migrating.md", "numerics.md", "parallel.md", "tiles.md"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCKS[page]], ids=lambda page: page.name)
 def test_every_python_block_runs(page, run_python):
     """In a process of its own, since one page asks for eight devices."""

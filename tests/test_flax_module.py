@@ -150,6 +150,7 @@ def test_same_results(fields):
     assert_same_module(jaxnorm.InstanceNorm(**fields), FLAX(**fields), normal(*SHAPE), positions=30)
 
 
+@pytest.mark.slow
 @x64
 @pytest.mark.parametrize(
     ("shape", "feature_axes"),
@@ -377,6 +378,7 @@ class InstanceNorm(jaxnorm.InstanceNorm):
 TwoPass.__name__ = InstanceNorm.__name__
 
 
+@pytest.mark.slow
 @x64
 @pytest.mark.parametrize("transformation", ["remat", "jit", "scan", "vmap", "vmap with shared parameters"])
 def test_same_results_under_flax_transformations(transformation):
@@ -550,6 +552,7 @@ def test_shards_with_a_mask_that_counts_differently_on_each():
     assert_close_trees(whole(np.asarray(y)), expected, 1, positions=SHARDS * 12)
 
 
+@pytest.mark.slow
 @x64
 @pytest.mark.parametrize(
     ("mapping", "groups"),

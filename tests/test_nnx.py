@@ -398,6 +398,7 @@ def test_shards_under_vmap_with_a_mask():
     assert_is_the_formula(jnp.asarray(whole(y)), module, whole(x), where=whole(mask))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [None, ((0, 1), (2, 3))], ids=str)
 def test_shards_under_shard_map(run_python, groups):
     printed = run_python(f"""

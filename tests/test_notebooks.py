@@ -22,6 +22,7 @@ def test_there_are_notebooks():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.timeout(600)
 def test_it_runs(path, tmp_path):
     """An error in a cell raises."""
     if path.stem == "02_stylization":

@@ -192,6 +192,7 @@ ORDERS = {"y": (lambda call: call, 6), "gradient": (gradient, 30), "hvp": (hessi
 WRAPPERS = {"": lambda call: call, "vmap": mapped, "checkpoint": checkpointed, "shard_map": divided}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed}")
 def test_a_call_by_chance(seed):
     drawn, rng = draw(seed), np.random.default_rng((seed, 1))

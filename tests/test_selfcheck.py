@@ -85,6 +85,7 @@ def test_what_there_is_no_time_for_is_not_run_and_not_right():
     assert proof.verdict({"numbers": [], "races": []}) == "nothing was run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", cases.ACTIVATIONS)
 def test_right_numbers_are_right(activation):
     case = dataclasses.replace(CASE, activation=activation, residual=activation != "tanh")
@@ -94,6 +95,7 @@ def test_right_numbers_are_right(activation):
     assert set(row["results"]) == {"y", "dx", "dgamma", "dbeta", *(name for name, there in more.items() if there)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "wrong"),
     [
@@ -112,6 +114,7 @@ def test_wrong_numbers_are_wrong(fault, wrong):
     assert ("nan" in text) == (fault == "not_a_number")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "outcome", "differing"), [("steady", "right", 0), ("racy", "race", 1)])
 def test_a_race_is_seen(fault, outcome, differing):
     row, status, _ = row_of(fault, case=dataclasses.asdict(CASE), repeats=70)

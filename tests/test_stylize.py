@@ -1,6 +1,7 @@
 """The demo and the tiles as a person runs them: what they write, what they print, and what they say to wrong input."""
 
 import functools
+import json
 import os
 import pathlib
 import re
@@ -87,23 +88,26 @@ def test_tiles_with_the_moments_of_the_whole_have_no_seams(run, tmp_path):
     assert (tmp_path / "tiles.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--content", "nowhere.jpg"], "no such file: nowhere.jpg"),
-        (["--style", "text.jpg"], "not a picture that Pillow can read: text.jpg"),
-        (["--size", "50"], "must be a multiple of 4"),
-        (["--size", "8"], "at least 48"),
-        (["--steps", "0"], "at least 1"),
-        (["--norm", "layer"], "invalid choice: 'layer'"),
-        (["--out", "nowhere/a.png"], "no such folder: nowhere"),
-        (["--out", "a.txt"], "must name a .png"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_wrong_input_gets_one_line(run, arguments, message, tmp_path):
+WRONG = {
+    "--content nowhere.jpg": "no such file: nowhere.jpg",
+    "--style text.jpg": "not a picture that Pillow can read: text.jpg",
+    "--size 50": "must be a multiple of 4",
+    "--size 8": "at least 48",
+    "--steps 0": "at least 1",
+    "--norm layer": "invalid choice: 'layer'",
+    "--out nowhere/a.png": "no such folder: nowhere",
+    "--out a.txt": "must name a .png",
+}
+
+
+def test_wrong_input_gets_one_line(tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
-    finished = run(*arguments, cwd=tmp_path)
-    assert finished.returncode == 2
-    assert message in finished.stderr.splitlines()[-1]
-    assert "Traceback" not in finished.stderr
+    commands = json.dumps([options.split() for options in WRONG])
+    command = [sys.executable, pathlib.Path(__file__).parent / "each_command.py", EXAMPLES / "stylize.py", commands]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert finished.returncode == 0, finished.stderr
+    for (options, message), line in zip(WRONG.items(), finished.stdout.splitlines(), strict=True):
+        status, said = json.loads(line)
+        assert status == 2, options
+        assert message in said.splitlines()[-1]
+        assert "Traceback" not in said

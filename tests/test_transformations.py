@@ -48,14 +48,21 @@ def arguments(*lead):
     )
 
 
-def check(transformed, norm, *given, factor):
+def check(transformed, norm, *given, factor, jit=True):
     """The factor says what the transformation makes of the relative error of one call."""
-    got = transformed(norm)(*given)
+    call = transformed(norm)
+    got = (jax.jit(call) if jit else call)(*given)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        want = transformed(twin)(*(jnp.asarray(value, jnp.float64) for value in given))
+        want = of_twin(transformed, *(jnp.asarray(value, jnp.float64) for value in given))
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         atol = factor * tolerance.arithmetic("float32", POSITIONS) * float(np.abs(w).max())
         np.testing.assert_allclose(np.float64(g), w, rtol=0, atol=atol)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def of_twin(transformed, *given):
+    """Compiled once for all implementations."""
+    return transformed(twin)(*given)
 
 
 def energy(norm):
@@ -85,6 +92,18 @@ def layers(norm):
     return network
 
 
+@functools.cache
+def mapping(*in_axes, derivative=None):
+    """vmap of the norm, or of its derivative; one object for the same axes, for what is compiled once."""
+    return lambda norm: jax.vmap(norm if derivative is None else derivative(norm), in_axes)
+
+
+def some_mapped(*mapped):
+    """The arguments, those that are mapped with an axis of 3 in front."""
+    return [many if is_mapped else one for many, one, is_mapped in zip(arguments(3), arguments(), mapped, strict=True)]
+
+
+@functools.cache
 def in_shard_map(check_vma):
     def over_batch(norm):
         mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
@@ -102,9 +121,8 @@ Y, FIRST, SECOND = 4, 10, 100
 @pytest.mark.parametrize(
     ("transformation", "factor"),
     [
-        (jax.jit, Y),
+        (lambda norm: norm, Y),
         (gradients, FIRST),
-        (lambda norm: jax.jit(gradients(norm)), FIRST),
         (penalty, SECOND),
         (hessian_vector, SECOND),
         (lambda norm: jax.vmap(hessian_vector(norm), (0, None, None)), SECOND),
@@ -115,9 +133,8 @@ Y, FIRST, SECOND = 4, 10, 100
         (lambda norm: penalty(in_shard_map(True)(norm)), SECOND),
     ],
     ids=[
-        "jit",
+        "none",
         "grad",
-        "jit of grad",
         "grad of grad",
         "hvp",
         "vmap of hvp",
@@ -132,53 +149,69 @@ def test_transformation(norm, transformation, factor):
     check(transformation, norm, *arguments(), factor=factor)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("transformation", "factor"),
+    [(gradients, FIRST), (penalty, SECOND), (in_shard_map(True), Y)],
+    ids=["grad", "grad of grad", "shard_map"],
+)
+def test_transformation_without_jit(norm, transformation, factor):
+    check(transformation, norm, *arguments(), factor=factor, jit=False)
+
+
+def test_vmap_without_jit(norm):
+    check(mapping(0, None, 0), norm, *some_mapped(True, False, True), factor=Y, jit=False)
+
+
 @pytest.mark.parametrize(
     "mapped", [(True, True, True), (True, False, False), (False, True, False), (True, False, True)]
 )
 @pytest.mark.parametrize("derivative", [None, gradients], ids=["vmap", "vmap of grad"])
 def test_vmap(norm, derivative, mapped):
-    given = [many if is_mapped else one for many, one, is_mapped in zip(arguments(3), arguments(), mapped, strict=True)]
-    in_axes = tuple(0 if is_mapped else None for is_mapped in mapped)
+    axes = (0 if is_mapped else None for is_mapped in mapped)
+    factor = Y if derivative is None else FIRST
+    check(mapping(*axes, derivative=derivative), norm, *some_mapped(*mapped), factor=factor)
 
-    def transformation(norm):
-        return jax.vmap(norm if derivative is None else derivative(norm), in_axes)
 
-    check(transformation, norm, *given, factor=Y if derivative is None else FIRST)
+def along_other_axes(norm):
+    return jax.vmap(norm, (2, 1, 0), out_axes=3)
 
 
 def test_vmap_along_other_axes(norm):
     x, gamma, beta = arguments(3)
-    given = (jnp.moveaxis(x, 0, 2), gamma.T, beta)
-    check(lambda norm: jax.vmap(norm, (2, 1, 0), out_axes=3), norm, *given, factor=Y)
+    check(along_other_axes, norm, jnp.moveaxis(x, 0, 2), gamma.T, beta, factor=Y)
+
+
+def every_pair(norm):
+    """One axis of x, another of gamma and beta."""
+    return jax.vmap(jax.vmap(norm, (None, 0, 0)), (0, None, None))
 
 
 def test_vmap_of_vmap(norm):
-    """One axis of x, another of gamma and beta: every pair."""
-    given = (arguments(2)[0], *arguments(3)[1:])
-    check(lambda norm: jax.vmap(jax.vmap(norm, (None, 0, 0)), (0, None, None)), norm, *given, factor=Y)
+    check(every_pair, norm, arguments(2)[0], *arguments(3)[1:], factor=Y)
+
+
+def gradients_of_vmap(norm):
+    return gradients(jax.vmap(norm, (0, None, 0)))
 
 
 def test_grad_of_vmap(norm):
-    check(
-        lambda norm: gradients(jax.vmap(norm, (0, None, 0))),
-        norm,
-        arguments(3)[0],
-        arguments()[1],
-        arguments(3)[2],
-        factor=FIRST,
-    )
+    check(gradients_of_vmap, norm, *some_mapped(True, False, True), factor=FIRST)
 
 
+@pytest.mark.slow
 def test_vmap_of_the_second_derivative(norm):
-    check(lambda norm: jax.vmap(penalty(norm), (0, None, None)), norm, arguments(2)[0], *arguments()[1:], factor=SECOND)
+    transformation = mapping(0, None, None, derivative=penalty)
+    check(transformation, norm, arguments(2)[0], *arguments()[1:], factor=SECOND)
 
 
-def hessian_product(norm):
-    """Forward over reverse, along the arguments themselves."""
-    return lambda *given: jax.jvp(gradients(norm), given, given)[1]
+@functools.cache
+def through_layers(transformation):
+    return lambda norm: transformation(layers(norm))
 
 
-@pytest.mark.parametrize("transformation", [penalty, hessian_product], ids=["grad of grad", "HVP"])
+@pytest.mark.slow
+@pytest.mark.parametrize("transformation", [penalty, hessian_vector], ids=["grad of grad", "HVP"])
 def test_second_derivative_of_scan(norm, transformation, request):
     if norm.keywords["implementation"] == "pallas" and jax.__version_info__ < (0, 12):
         # There scan drops custom_jvp rules where it evaluates its body in parts.
@@ -186,13 +219,14 @@ def test_second_derivative_of_scan(norm, transformation, request):
         request.applymarker(pytest.mark.xfail(raises=NotImplementedError, reason=reason, strict=True))
         # The fixture wants a kernel to have run.
         norm(*arguments())
-    check(lambda norm: transformation(layers(norm)), norm, *arguments(), factor=SECOND)
+    check(through_layers(transformation), norm, *arguments(), factor=SECOND)
 
 
 # JAX refuses to differentiate a checkpoint around the ordered effects of the interpreter, and the interpreter asks for
 # the device of every named axis, those of vmap included: test_kernel_compiled.py has these for the kernel.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", PLAIN)
 @pytest.mark.parametrize(
     ("transformation", "factor"),
@@ -207,15 +241,16 @@ def test_checkpoint(implementation, transformation, factor):
     check(transformation, call(implementation), *arguments(), factor=factor)
 
 
+def centered(norm):
+    def one(x, gamma, beta):
+        y = norm(x, gamma, beta)
+        return y - jax.lax.pmean(y, "styles")
+
+    return jax.vmap(one, axis_name="styles")
+
+
 @pytest.mark.parametrize("implementation", PLAIN)
 def test_vmap_with_a_name(implementation):
-    def centered(norm):
-        def one(x, gamma, beta):
-            y = norm(x, gamma, beta)
-            return y - jax.lax.pmean(y, "styles")
-
-        return jax.vmap(one, axis_name="styles")
-
     check(centered, call(implementation), *arguments(3), factor=Y)
 
 
