@@ -89,7 +89,7 @@ def provisional_center(corner: jax.Array, dtype: jax.typing.DTypeLike, positions
     """
     # Around the first position: a sum of the plain values would round by more than the spread at a large offset.
     center = first = _first(corner, positions).astype(dtype)
-    if math.prod(corner.shape[axis] for axis in positions.axes) > 1:
+    if any(corner.shape[axis] != 1 for axis in positions.axes):
         # Divided before they are added: the sum of large numbers would overflow.
         share = 1 / math.prod(corner.shape[axis] for axis in positions.axes)
         origin = positions.spread(first)
