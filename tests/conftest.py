@@ -87,6 +87,20 @@ def interpreter():
         interpret_pallas_call.gpu_callbacks.reset_gpu_interpret_mode_state()
 
 
+@pytest.fixture(scope="session")
+def quick_start(tmp_path_factory, worker_id):
+    """Environment of processes that train: what one of them compiled the next ones take from disk, on any worker."""
+    of_worker = tmp_path_factory.getbasetemp()
+    folder = (of_worker if worker_id == "master" else of_worker.parent) / "compiled"
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        # The many small operations too.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # XLA compiles this generator many times faster than the default one.
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    }
+
+
 @pytest.fixture
 def run_python():
     """Runs a program in a fresh interpreter, which must succeed; returns what it printed."""

@@ -18,13 +18,9 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory, worker_id):
-    """Runs an example; what one run compiled the next ones take from JAX's cache on disk, on any worker."""
-    of_worker = tmp_path_factory.getbasetemp()
-    cache = (of_worker if worker_id == "master" else of_worker.parent) / "compiled"
-    # XLA compiles this generator many times faster than the default one.
-    options = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_DEFAULT_PRNG_IMPL": "rbg"}
-    return functools.partial(run_script, environment=os.environ | options)
+def run(quick_start):
+    """Runs an example."""
+    return functools.partial(run_script, environment=os.environ | quick_start)
 
 
 def run_script(*arguments, cwd, environment, script="stylize.py"):
