@@ -116,11 +116,11 @@ class Code:
     @property
     def _exchanged(self) -> int:
         """After the last exchange: between lanes, which two barriers end, or between thread blocks."""
-        bases = [instruction.opcode for instruction in self.instructions[: self.end]]
-        between_lanes = max((i for i, opcode in enumerate(bases) if ".BFLY" in opcode), default=0)
-        barriers = (i + 1 for i, opcode in enumerate(bases) if opcode.startswith("BAR") and i > between_lanes)
+        opcodes = [instruction.opcode for instruction in self.instructions[: self.end]]
+        between_lanes = max((i for i, opcode in enumerate(opcodes) if ".BFLY" in opcode), default=0)
+        barriers = (i + 1 for i, opcode in enumerate(opcodes) if opcode.startswith("BAR") and i > between_lanes)
         between_blocks = max(
-            (i + 1 for i, opcode in enumerate(bases) if opcode.startswith(("CCTL", "UCGABAR_WAIT"))), default=0
+            (i + 1 for i, opcode in enumerate(opcodes) if opcode.startswith(("CCTL", "UCGABAR_WAIT"))), default=0
         )
         return max(between_blocks, next(itertools.islice(barriers, 1, 2), self.end))
 

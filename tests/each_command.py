@@ -7,7 +7,27 @@ import contextlib
 import io
 import json
 import runpy
+import subprocess
 import sys
+
+
+def assert_refused(script, wrong, *, timeout=240, **options):
+    """Each command line of a dict gets status 2, and its message in the last line.
+
+    Args:
+      script: a path.
+      wrong: {command line: part of the message}.
+      timeout, options: of subprocess.run.
+    """
+    commands = json.dumps([line.split() for line in wrong])
+    command = [sys.executable, __file__, script, commands]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+    assert finished.returncode == 0, finished.stderr
+    for (line, message), printed in zip(wrong.items(), finished.stdout.splitlines(), strict=True):
+        status, said = json.loads(printed)
+        assert status == 2, line
+        assert message in said.splitlines()[-1]
+        assert "Traceback" not in said
 
 
 def run(script, arguments):

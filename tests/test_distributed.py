@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 
+import each_command
 import numpy as np
 import pytest
 import tolerance
 
 pytestmark = pytest.mark.slow
 
-EACH_COMMAND = pathlib.Path(__file__).parent / "each_command.py"
 SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "distributed.py"
 STEPS, BATCH, SIZE, NORMS = 4, 4, 8, 4
 # A process that waits for another in vain would wait for minutes.
@@ -110,12 +110,4 @@ WRONG = {
 
 
 def test_wrong_input_gets_one_line():
-    commands = json.dumps([options.split() for options in WRONG])
-    command = [sys.executable, EACH_COMMAND, SCRIPT, commands]
-    finished = subprocess.run(command, env=environment(6), capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert finished.returncode == 0, finished.stderr
-    for (options, message), line in zip(WRONG.items(), finished.stdout.splitlines(), strict=True):
-        status, said = json.loads(line)
-        assert status == 2, options
-        assert message in said.splitlines()[-1]
-        assert "Traceback" not in said
+    each_command.assert_refused(SCRIPT, WRONG, env=environment(6), timeout=SECONDS)

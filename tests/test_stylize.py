@@ -1,13 +1,13 @@
 """The demo and the tiles as a person runs them: what they write, what they print, and what they say to wrong input."""
 
 import functools
-import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import each_command
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,12 +100,4 @@ WRONG = {
 
 def test_wrong_input_gets_one_line(tmp_path):
     (tmp_path / "text.jpg").write_text("not a picture")
-    commands = json.dumps([options.split() for options in WRONG])
-    command = [sys.executable, pathlib.Path(__file__).parent / "each_command.py", EXAMPLES / "stylize.py", commands]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
-    assert finished.returncode == 0, finished.stderr
-    for (options, message), line in zip(WRONG.items(), finished.stdout.splitlines(), strict=True):
-        status, said = json.loads(line)
-        assert status == 2, options
-        assert message in said.splitlines()[-1]
-        assert "Traceback" not in said
+    each_command.assert_refused(EXAMPLES / "stylize.py", WRONG, cwd=tmp_path)

@@ -58,22 +58,26 @@ def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[ja
 
 
 def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    count, few = values[0].shape[1], _LAST_OF_FEW if values[0].size < _FEW else _LAST
-    if few < count <= _SHORT:
+    if _most_of_a_loop(values) < values[0].shape[1] <= _SHORT:
         return _sum(lambda *sums: sums, values, _OF_SUMS)
     return _sum_of_rows(values)
 
 
 def _sum_of_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Over rows that are in memory: a loop where they are few, else by the library."""
-    count, few = values[0].shape[1], _LAST_OF_FEW if values[0].size < _FEW else _LAST
+    count = values[0].shape[1]
     if count <= _ONE_BY_ONE:
         return _added_one_by_one(values)
-    if count <= few:
+    if count <= _most_of_a_loop(values):
         return _sum_rows(values)
     # The barrier keeps what follows from the library, which takes that too where it has 4096 elements.
     totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=1) for value in values))
     return tuple(totals)
+
+
+def _most_of_a_loop(values: tuple[jax.Array, ...]) -> int:
+    """Rows that are in memory."""
+    return _LAST_OF_FEW if values[0].size < _FEW else _LAST
 
 
 def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
