@@ -163,8 +163,8 @@ def backward(
     factor = again.rstd * gamma
     dx = positions.spread(factor) * dz
     if center is None:
-        count = positions.count(x) if again.counted is None else again.counted
-        mean_dz, mean_dz_xhat = (factor * total / count for total in positions.add_up((dbeta, dgamma)))
+        share = factor / (positions.count(x) if again.counted is None else again.counted)
+        mean_dz, mean_dz_xhat = (share * total for total in positions.add_up((dbeta, dgamma)))
         through_statistics = _on_line(deviation, again, mean_dz_xhat, mean_dz, positions)
         dx = dx - (through_statistics if where is None else jnp.where(where, through_statistics, 0))
     dresidual = None if residual is None else dz.astype(residual.dtype)

@@ -10,6 +10,8 @@ from jax import lax
 
 Terms = Callable[..., tuple[jax.Array, ...]]
 
+# The axis of the views, (B, R, K) or (R, K), along which the positions lie.
+_ROWS = -2
 # How many rows one loop adds up, the best first. LLVM unrolls a loop over so many completely and then computes
 # neighbouring sums side by side, in vectors; where it does not, because there are more rows or the terms are long, it
 # computes one after the other, at a fifth of the speed. Nor should there be fewer: the sums are written and read again.
@@ -49,7 +51,7 @@ def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[ja
     way = min(ways, key=lambda way: count % way)
     # The rows that are added are far apart: so neighbours stay neighbours.
     far = count // way
-    added = _sum_rows(tuple(map(_split(way), terms(*_rows(arrays, 0, far * way)))))
+    added = _sum_rows(tuple(map(_split(way), terms(*_rows(arrays, 0, far * way)))), axis=_ROWS - 1)
     # Else XLA computes the sums again for each of their uses.
     total = _sum_of_sums(lax.optimization_barrier(added))
     if count % way == 0:
@@ -58,20 +60,20 @@ def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[ja
 
 
 def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    if _most_of_a_loop(values) < values[0].shape[1] <= _SHORT:
+    if _most_of_a_loop(values) < values[0].shape[_ROWS] <= _SHORT:
         return _sum(lambda *sums: sums, values, _OF_SUMS)
     return _sum_of_rows(values)
 
 
 def _sum_of_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     """Over rows that are in memory: a loop where they are few, else by the library."""
-    count = values[0].shape[1]
+    count = values[0].shape[_ROWS]
     if count <= _ONE_BY_ONE:
         return _added_one_by_one(values)
     if count <= _most_of_a_loop(values):
         return _sum_rows(values)
     # The barrier keeps what follows from the library, which takes that too where it has 4096 elements.
-    totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=1) for value in values))
+    totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=_ROWS) for value in values))
     return tuple(totals)
 
 
@@ -80,35 +82,39 @@ def _most_of_a_loop(values: tuple[jax.Array, ...]) -> int:
     return _LAST_OF_FEW if values[0].size < _FEW else _LAST
 
 
-def _sum_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    """Over axis 1."""
-    count = values[0].shape[1]
-    if count <= 2:
-        return _added_one_by_one(values)
+def _sum_rows(values: tuple[jax.Array, ...], axis: int = _ROWS) -> tuple[jax.Array, ...]:
+    if values[0].shape[axis] <= 2:
+        return _added_one_by_one(values, axis)
     zeros = tuple(jnp.zeros((), value.dtype) for value in values)
-    sums: tuple[jax.Array, ...] = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), (1,))
+    axes = (values[0].ndim + axis,)
+    sums: tuple[jax.Array, ...] = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), axes)
     return sums
 
 
-def _added_one_by_one(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def _added_one_by_one(values: tuple[jax.Array, ...], axis: int = _ROWS) -> tuple[jax.Array, ...]:
     def rows(value: jax.Array) -> list[jax.Array]:
-        return [row.squeeze(1) for row in jnp.split(value, value.shape[1], axis=1)]
+        return [row.squeeze(axis) for row in jnp.split(value, value.shape[axis], axis=axis)]
 
     return tuple(functools.reduce(jnp.add, rows(value)) for value in values)
 
 
 def _split(way: int) -> Callable[[jax.Array], jax.Array]:
-    """(B, R, K) to (B, way, R / way, K)."""
-    return lambda value: value.reshape(value.shape[0], way, value.shape[1] // way, *value.shape[2:])
+    """(..., R, K) to (..., way, R / way, K)."""
+
+    def split(value: jax.Array) -> jax.Array:
+        *batch, rows, lanes = value.shape
+        return value.reshape(*batch, way, rows // way, lanes)
+
+    return split
 
 
 def _rows(arrays: tuple[Any, ...], start: int, stop: int) -> tuple[Any, ...]:
-    rows: tuple[Any, ...] = jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=1), arrays)
+    rows: tuple[Any, ...] = jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=_ROWS), arrays)
     return rows
 
 
 def _count(arrays: tuple[Any, ...]) -> int:
-    count: int = jax.tree.leaves(arrays)[0].shape[1]
+    count: int = jax.tree.leaves(arrays)[0].shape[_ROWS]
     return count
 
 
