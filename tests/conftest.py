@@ -19,6 +19,19 @@ def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=0, help="of the draw")
 
 
+def pytest_configure(config):
+    """What was compiled before is taken from pytest's cache, which `--cache-clear` empties; also by other processes."""
+    if hasattr(config, "cache"):
+        options = {
+            "jax_compilation_cache_dir": str(config.cache.mkdir("compiled")),
+            # The many small operations too.
+            "jax_persistent_cache_min_compile_time_secs": 0,
+        }
+        for name, value in options.items():
+            jax.config.update(name, value)
+            os.environ[name.upper()] = str(value)
+
+
 def pytest_report_header(config):
     draw, seed = config.getoption("draw"), config.getoption("seed")
     return f"jax {jax.__version__}" + (f", {draw} tests of every file, seed {seed}" if draw else "")
@@ -78,27 +91,16 @@ def interpreter():
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
+    # The programs of the interpreter take longer to optimize than to run.
+    jax.config.update("jax_disable_most_optimizations", True)
     try:
         with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True, inline_mgpu="ignore")):
             yield
         # get_races raises where no kernel ran.
         assert not interpret_pallas_call.get_races().races_found
     finally:
+        jax.config.update("jax_disable_most_optimizations", False)
         interpret_pallas_call.gpu_callbacks.reset_gpu_interpret_mode_state()
-
-
-@pytest.fixture(scope="session")
-def quick_start(tmp_path_factory, worker_id):
-    """Environment of processes that train: what one of them compiled the next ones take from disk, on any worker."""
-    of_worker = tmp_path_factory.getbasetemp()
-    folder = (of_worker if worker_id == "master" else of_worker.parent) / "compiled"
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        # The many small operations too.
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        # XLA compiles this generator many times faster than the default one.
-        "JAX_DEFAULT_PRNG_IMPL": "rbg",
-    }
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ def test_there_are_notebooks():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.timeout(600)
-def test_it_runs(path, quick_start, tmp_path, monkeypatch):
+def test_it_runs(path, tmp_path, monkeypatch):
     """An error in a cell raises."""
     if path.stem == "02_stylization":
-        for name, value in quick_start.items():
-            monkeypatch.setenv(name, value)
+        # XLA compiles this generator many times faster than the default one.
+        monkeypatch.setenv("JAX_DEFAULT_PRNG_IMPL", "rbg")
         text = path.read_text()
         assert text.count(QUICK[0]) == 1
         quick = tmp_path / "notebooks" / path.name

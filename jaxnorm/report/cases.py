@@ -16,8 +16,8 @@ from jaxnorm.layout import Layout
 DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("none", "tanh", "learned")
 _OFFSETS = {"float32": (0.0, 3.0, 1e3), "bfloat16": (0.0, 3.0), "float16": (0.0, 3.0)}
-# Draws until a shape and a device take a wanted way; most take a few.
-_DRAWS = 1000
+# Draws until a shape and a device take a wanted way, and until their end is ragged too, or is not.
+_DRAWS, _DRAWS_FOR_ENDS = 2000, 200
 _LEAST_SHARED = 12 * 1024
 # Since Hopper copies are bulk copies; Mosaic GPU has cp.async, the plain ones, only before.
 _BULK_CAPABILITY = (9, 0)
@@ -62,14 +62,22 @@ class Case:
         """Of an instance."""
         return math.prod(self.shape) // (self.shape[0] * self.shape[self.channel_axis])
 
-    @functools.cached_property
+    @property
     def tiles(self) -> tuple[Tile | NoTile, Tile | NoTile]:
         """Of the forward and the backward pass."""
-        batch, rows, lanes = Layout(self.shape, (self.channel_axis % len(self.shape),)).view_shape
-        itemsize = jnp.dtype(self.dtype).itemsize
-        arrays = (1 + self.residual, 2 + (self.residual and self.activation != "none"))
-        forward, backward = (find_tile((batch, rows, lanes), itemsize, number, self.device) for number in arrays)
-        return forward, backward
+        return self.forward_tile, self.backward_tile
+
+    @functools.cached_property
+    def forward_tile(self) -> Tile | NoTile:
+        return self._tile(1 + self.residual)
+
+    @functools.cached_property
+    def backward_tile(self) -> Tile | NoTile:
+        return self._tile(2 + (self.residual and self.activation != "none"))
+
+    def _tile(self, arrays: int) -> Tile | NoTile:
+        view = Layout(self.shape, (self.channel_axis % len(self.shape),)).view_shape
+        return find_tile(view, jnp.dtype(self.dtype).itemsize, arrays, self.device)
 
     def __str__(self) -> str:
         layout = "channels-first" if self.channel_axis == 1 else "channels-last"
@@ -91,11 +99,13 @@ class Wanted(NamedTuple):
         return f"{self.copies}, {self.meeting}{of}"
 
     def is_of(self, case: Case) -> bool:
-        forward, backward = case.tiles
-        if isinstance(forward, NoTile) or isinstance(backward, NoTile):
+        # One after the other: most cases that are drawn fail by the first.
+        return self._takes(case.forward_tile, self.parts) and self._takes(case.backward_tile)
+
+    def _takes(self, tile: Tile | NoTile, parts: int | None = None) -> bool:
+        if isinstance(tile, NoTile):
             return False
-        ways = {(tile.copies, tile.meeting) for tile in (forward, backward)}
-        return ways == {(self.copies, self.meeting)} and self.parts in (None, forward.parts)
+        return (tile.copies, tile.meeting) == (self.copies, self.meeting) and parts in (None, tile.parts)
 
 
 _WAYS = (
@@ -151,12 +161,16 @@ def _draw(
     rng: np.random.Generator, way: Wanted, ragged: bool, options: dict[str, Any], device: Device, size: Size
 ) -> Case | None:
     # What fills its tiles exactly, or does not, is hard to find in some ways: then either will do.
-    for draws, either in ((_DRAWS, False), (_DRAWS, True)):
-        for _ in range(draws):
-            case = _any(rng, way, options, device, size)
-            if way.is_of(case) and size.is_of(case) and (either or case.tiles[0].ragged == ragged):  # type: ignore[union-attr]
+    either = None
+    for draws in range(_DRAWS):
+        if either is not None and draws >= _DRAWS_FOR_ENDS:
+            break
+        case = _any(rng, way, options, device, size)
+        if way.is_of(case) and size.is_of(case):
+            if case.tiles[0].ragged == ragged:  # type: ignore[union-attr]
                 return case
-    return None
+            either = either or case
+    return either
 
 
 def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device: Device, size: Size) -> Case:

@@ -22,7 +22,7 @@ class Positions(NamedTuple):
     """Where the positions of an instance are.
 
     Attributes:
-      axes: of the arrays, (1,) for a view; per-instance values do not have them.
+      axes: of the arrays, one for a view; per-instance values do not have them.
       axis_name: None, or the mapped axis over which the positions are spread besides, in equal shares.
       split_by_jit: whether the arrays are N-d because jit may split them along any axis.
       platform: that computes.
@@ -152,7 +152,7 @@ def over_positions(
 
     Args:
       terms: elementwise in the arrays, and in per-instance values that it closes over and spreads.
-      arrays: views (B, R, K), or N-d on a TPU and where jit may split them.
+      arrays: views (B, R, K), on a CPU also (R, K), or N-d on a TPU and where jit may split them.
       positions: those of an instance.
 
     Returns:
