@@ -36,23 +36,16 @@ jaxnorm.instance_norm([[[1.0, 2.0]]])
 """
 
 
-def type_check(program, folder):
-    """What mypy --strict says of it."""
-    path = folder / "use.py"
-    path.write_text(program)
-    out, error, status = api.run(["--strict", "--cache-dir", str(folder / "cache"), str(path)])
-    return status, out + error
-
-
-def test_numpy_arrays_pass_a_strict_type_check(tmp_path):
-    status, said = type_check(USE, tmp_path)
-    assert status == 0, said
-
-
-def test_the_type_check_sees_the_types(tmp_path):
-    status, said = type_check(WRONG, tmp_path)
-    assert status == 1
-    assert "arg-type" in said
+def test_a_strict_type_check_takes_numpy_arrays_and_sees_what_is_wrong(tmp_path):
+    """With what mypy knows of the packages since `make lint`."""
+    programs = {"use": USE, "wrong": WRONG}
+    for name, program in programs.items():
+        (tmp_path / f"{name}.py").write_text(program)
+    out, error, _ = api.run(["--strict", *(str(tmp_path / f"{name}.py") for name in programs)])
+    found = [line for line in out.splitlines() if "error:" in line]
+    assert found, out + error
+    assert all("wrong.py" in line for line in found), out
+    assert any("arg-type" in line for line in found), out
 
 
 def test_dir_lists_the_public_names():
