@@ -110,7 +110,7 @@ class Layout:
 class OneSampleLayout(Layout):
     """One sample, channels-last, as (R, K), with per-instance values (K,).
 
-    XLA for CPU reshapes what has an axis of size one before and after every step: a quarter of all instructions.
+    XLA for CPU reshapes what has an axis of size one before and after every step: a tenth of all instructions.
     """
 
     @property
