@@ -67,11 +67,12 @@ class Call:
 
     def plain_form(self, shape: tuple[int, ...], platform: Platform) -> tuple[Layout, Positions]:
         """Of plain XLA. A TPU tiles the last two axes: to merge axes is to copy x there."""
-        layout = self.layout(shape)
+        layout, kind = self.layout(shape), Layout
         if self.split_by_jit or platform == "tpu":
-            layout = UnmergedLayout(*dataclasses.astuple(layout))
+            kind = UnmergedLayout
         elif platform == "cpu" and layout.channels_last and layout.view_shape[0] == 1:
-            layout = OneSampleLayout(*dataclasses.astuple(layout))
+            kind = OneSampleLayout
+        layout = kind(shape, self.channel_axes, self.batch_axes)
         return layout, Positions(layout.view_axes, self.axis_name, self.split_by_jit, platform)
 
     def with_mapped_axis(self) -> "Call":

@@ -41,9 +41,9 @@ def test_a_strict_type_check_takes_numpy_arrays_and_sees_what_is_wrong(tmp_path)
     programs = {"use": USE, "wrong": WRONG}
     for name, program in programs.items():
         (tmp_path / f"{name}.py").write_text(program)
-    out, error, _ = api.run(["--strict", *(str(tmp_path / f"{name}.py") for name in programs)])
+    out, error, status = api.run(["--strict", *(str(tmp_path / f"{name}.py") for name in programs)])
     found = [line for line in out.splitlines() if "error:" in line]
-    assert found, out + error
+    assert status == 1, out + error
     assert all("wrong.py" in line for line in found), out
     assert any("arg-type" in line for line in found), out
 
