@@ -42,23 +42,33 @@ def find_tiles(
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
-    batch, rows, lanes = shape
-    view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
-    # The gradients depend on the residual only through the activation.
-    differentiated = residual and activation is not None
-    arrays = (1 + residual, 2 + differentiated)
-    forward, backward = (find_tile(view, itemsize, number, device) for number in arrays)
-    if implementation is None:
-        forward, backward = if_proven(forward, device), if_proven(backward, device)
-    if isinstance(forward, NoTile) and isinstance(backward, NoTile):
-        return forward, backward
-    reason = _lacking() or _not_evaluated(activation, captures)
+    reason = _not_evaluated(activation, captures)
     if reason is not None:
         return reason, reason
+    # Imported where it is wanted: where there is a GPU.
+    from jaxnorm.gpu.worth import instructions, unless_slower
+
+    batch, rows, lanes = shape
+    view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
+
+    def tile(name: str, arrays: int) -> Tile | NoTile:
+        issued = instructions(activation, captures, name, narrow=itemsize < 4)
+        found = find_tile(view, itemsize, arrays, device, issued)
+        return if_proven(found, device) if implementation is None else found
+
+    # The gradients depend on the residual only through the activation.
+    differentiated = residual and activation is not None
+    tiles = {"forward": tile("forward", 1 + residual), "backward": tile("backward", 2 + differentiated)}
+    if not all(isinstance(tile, NoTile) for tile in tiles.values()):
+        lacking = _lacking()
+        if lacking is not None:
+            return lacking, lacking
     if implementation is None:
-        by_itself = functools.partial(_unless_slower, device=device, activation=activation, captures=captures)
-        return by_itself(forward, name="forward"), by_itself(backward, name="backward")
-    return forward, backward
+        # A kernel that is estimated to be much slower than plain XLA must be asked for.
+        for name, found in tiles.items():
+            if isinstance(found, Tile):
+                tiles[name] = unless_slower(found, device, activation, captures, name)
+    return tiles["forward"], tiles["backward"]
 
 
 def interpreted_device() -> Device | None:
@@ -93,17 +103,6 @@ def run(
         return kernel(*arguments, tile=tile)
     # What is traced for a GPU may be lowered for another platform all the same.
     return lax.platform_dependent(*arguments, cuda=lambda *given: kernel(*given, tile=tile), default=plain)
-
-
-def _unless_slower(
-    tile: Tile | NoTile, *, device: Device, activation: Activation | None, captures: int, name: str
-) -> Tile | NoTile:
-    """A kernel that is estimated to be much slower than plain XLA must be asked for."""
-    if isinstance(tile, NoTile):
-        return tile
-    from jaxnorm.gpu.worth import unless_slower
-
-    return unless_slower(tile, device, activation, captures, name)
 
 
 @functools.cache

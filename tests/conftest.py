@@ -14,7 +14,6 @@ import sys
 import jax
 import pytest
 
-
 # What JAX traces and lowers is millions of objects that live on: to look for garbage among them after every 700 new
 # ones, as Python does by itself, takes a fifteenth of the time.
 gc.set_threshold(100_000, 20, 100)

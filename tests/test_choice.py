@@ -5,10 +5,11 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 
 import jaxnorm
 from jaxnorm import choice
-from jaxnorm.gpu import devices, proven
+from jaxnorm.gpu import devices, proven, worth
 from jaxnorm.gpu.devices import DEVICES, Device
 from jaxnorm.gpu.proven import Way
 from jaxnorm.gpu.tile import NoTile, Tile
@@ -33,8 +34,9 @@ def test_the_kernel_where_it_has_a_tile():
         ({"dtype": "float64"}, "8 bytes"),
         ({"shape": (8, 4096, 3)}, "multiples of 16 bytes"),
         ({"activation": jax.scipy.special.gammaln}, "lgamma"),
+        ({"activation": lambda z: lax.while_loop(lambda z: z < 1, lambda z: z + 1, z)}, "while"),
     ],
-    ids=["no GPU", "old GPU", "float64", "channels", "activation"],
+    ids=["no GPU", "old GPU", "float64", "channels", "activation", "activation without a pullback"],
 )
 def test_else_the_reason(changes, reason):
     for tile in tiles(**changes):
@@ -46,7 +48,7 @@ def test_else_the_reason(changes, reason):
 @pytest.mark.parametrize("shape", [VIEW, (512, 4096, 1), (1, 512 * 512, 64)], ids=str)
 def test_by_itself_only_what_is_proven(name, shape, monkeypatch):
     """The ways of the passes, one proven at a time: that one is taken, on that kind of GPU alone."""
-    monkeypatch.setattr(choice, "_unless_slower", lambda tile, **_: tile)
+    monkeypatch.setattr(worth, "unless_slower", lambda tile, *_: tile)
     device = DEVICES[name]
     by_name = tiles(device=device, shape=shape)
     assert all(isinstance(tile, Tile) for tile in by_name)

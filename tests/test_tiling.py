@@ -24,15 +24,19 @@ views = st.one_of(
     st.tuples(st.integers(1, 5_000), st.integers(1, 400_000), st.just(1)),
     st.tuples(st.integers(1, 5_000), st.integers(1, 400).map(lambda n: 8 * n), st.just(1)),
 )
-calls = st.tuples(views, st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(list(DEVICES.values())))
+# Of a thread per element: without an activation, and with dear ones.
+instructions = st.floats(8, 150)
+calls = st.tuples(
+    views, st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(list(DEVICES.values())), instructions
+)
 
 
 @settings(max_examples=500, deadline=None)
 @given(calls)
-@example(((472, 2, 1), 2, 1, DEVICES["A100"]))
+@example(((472, 2, 1), 2, 1, DEVICES["A100"], 8.0))
 def test_a_tile_fits_and_divides(call):
-    view, itemsize, arrays, device = call
-    tile = find_tile(view, itemsize, arrays, device)
+    view, itemsize, arrays, device, *_ = call
+    tile = find_tile(*call)
     if isinstance(tile, NoTile):
         assert tile.reason
         return
@@ -56,8 +60,8 @@ def test_a_tile_fits_and_divides(call):
 @settings(max_examples=500, deadline=None)
 @given(calls)
 def test_nobody_waits_for_a_block_that_cannot_run(call):
-    view, itemsize, arrays, device = call
-    tile = find_tile(view, itemsize, arrays, device)
+    view, _, arrays, device, *_ = call
+    tile = find_tile(*call)
     if isinstance(tile, NoTile):
         return
     assert (tile.meeting == "alone") == (tile.parts == 1)
@@ -80,8 +84,8 @@ def test_nobody_waits_for_a_block_that_cannot_run(call):
 @settings(max_examples=300, deadline=None)
 @given(calls)
 def test_every_row_and_lane_is_covered_once(call):
-    view, itemsize, arrays, device = call
-    tile = find_tile(view, itemsize, arrays, device)
+    view, *_ = call
+    tile = find_tile(*call)
     if isinstance(tile, NoTile):
         return
     _, rows, lanes = tile.shape
@@ -128,8 +132,8 @@ def _covered(starts, width, size):
 @settings(max_examples=200, deadline=None)
 @given(calls, st.integers(2, 20))
 def test_no_tile_that_fits_is_ranked_before_it(call, groups):
-    view, itemsize, arrays, device = call
-    tile = find_tile(view, itemsize, arrays, device)
+    view, itemsize, arrays, device, issued = call
+    tile = find_tile(*call)
     if isinstance(tile, NoTile) or tile.reduces != "rows" or tile.row_bytes == 16 or tile.copies != "bulk":
         return
     widths = [n // itemsize for n in (128, 64, 32) if view[2] % (n // itemsize) == 0]
@@ -138,12 +142,12 @@ def test_no_tile_that_fits_is_ranked_before_it(call, groups):
         other = tile_of_rows("rows", view, lanes, parts, itemsize, arrays, meeting)
         if fits(other, device) and is_worth_meeting(other):
             assert tile.parts * 2 <= device.sm_count
-            assert rank(tile, device) <= rank(other, device)
+            assert rank(tile, device, issued) <= rank(other, device, issued)
 
 
-def rank(tile, device):
+def rank(tile, device, issued):
     """A group must be faster beyond doubt."""
-    return not is_full(tile, device), microseconds(tile, device) * (1.1 if tile.meeting == "group" else 1)
+    return not is_full(tile, device), microseconds(tile, device, issued) * (1.1 if tile.meeting == "group" else 1)
 
 
 @settings(max_examples=300, deadline=None)
@@ -154,8 +158,8 @@ def test_every_block_of_a_group_gets_its_turn(call):
     What waits is played with one block on each SM, the least that a tile promises, and for two kernels at once where a
     cluster would have done.
     """
-    view, itemsize, arrays, device = call
-    tile = find_tile(view, itemsize, arrays, device)
+    _, itemsize, arrays, device, *_ = call
+    tile = find_tile(*call)
     if isinstance(tile, NoTile) or tile.meeting != "group":
         return
     kernels = 2 if tile.parts * 2 <= device.sm_count else 1
@@ -184,8 +188,8 @@ def test_every_block_of_a_group_gets_its_turn(call):
 @given(calls)
 def test_bytes_stay_at_the_floor(call):
     """What blocks exchange is little beside what they read, and no sector is read by two groups."""
-    view, itemsize, arrays, device = call
-    tile = find_tile(view, itemsize, arrays, device)
+    view, itemsize, arrays, *_ = call
+    tile = find_tile(*call)
     if isinstance(tile, NoTile) or tile.parts == 1:
         return
     outer, positions = values_shape(tile)

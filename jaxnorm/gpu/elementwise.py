@@ -151,7 +151,8 @@ def first_uncovered(activation: Callable[..., jax.Array] | None, captures: int =
     """The name of the first primitive of the activation or its pullback that the kernel cannot evaluate, or None."""
     if activation is None:
         return None
-    traces = (trace(activation, captures), trace_pullback(activation, captures))
+    # One after the other: what has a loop, which the kernel does not evaluate, may have no pullback.
+    traces = (trace_one(activation, captures) for trace_one in (trace, trace_pullback))
     return next((name for traced in traces for name in _uncovered(traced.jaxpr)), None)
 
 

@@ -22,10 +22,12 @@ _MEETING = {"alone": 0.0, "cluster": 1.1, "group": 1.7}
 # Bytes that one SM moves in a microsecond: 64 per cycle.
 _SM_BYTES = 110e3
 # Cycles per instruction of a thread: of one block alone, and of each of several that fill each other's gaps. Half of
-# them are hidden behind the copies. So many instructions per element have both passes about, with a ReLU.
+# them are hidden behind the copies.
 _ALONE, _SHARED, _EXPOSED = 2.0, 1.2, 0.5
 _CYCLES = 1.7e3
-_INSTRUCTIONS = 12.0
+# Of a thread besides those of its elements: to sum across warps and to finish the statistics. Counted on the smallest
+# blocks of benchmarks/throughput.py it is 190 to 330.
+_INSTRUCTIONS_OF_A_BLOCK = 200.0
 _THREADS = 128
 # Share of the bandwidth that is left with rows of so many bytes: DRAM gives out 64 at a time, and their neighbours are
 # read by another thread block, hopefully soon enough. Guessed.
@@ -37,7 +39,7 @@ def is_full(tile: Tile, device: Device) -> bool:
     return _fitting(tile, device) >= 2 or tile.thread_blocks < 2 * device.sm_count
 
 
-def microseconds(tile: Tile, device: Device, instructions: float = _INSTRUCTIONS) -> float:
+def microseconds(tile: Tile, device: Device, instructions: float) -> float:
     """The estimate.
 
     Args:
@@ -57,7 +59,8 @@ def _wave(tile: Tile, device: Device, blocks: int, instructions: float) -> float
     elements = tile.block_rows * tile.lanes if tile.reduces != "lanes" else tile.rows * tile.extent
     moved = elements * tile.itemsize * (tile.arrays + 1)
     memory = blocks * moved / (device.bandwidth * _ROW_EFFICIENCY[tile.row_bytes])
-    compute = elements / _THREADS * instructions * max(_ALONE, _SHARED * on_fullest) / _CYCLES
+    issued = elements / _THREADS * instructions + _INSTRUCTIONS_OF_A_BLOCK
+    compute = issued * max(_ALONE, _SHARED * on_fullest) / _CYCLES
     waiting = _START + _MEETING[tile.meeting]
     return waiting + max(memory, on_fullest * moved / _SM_BYTES) + _EXPOSED * compute
 

@@ -41,12 +41,16 @@ _SIDE_BY_SIDE = 2
 # Of the arrays that an instance held in part would else read twice, so many are read once: in units that is what it
 # saves beside plain XLA, which reads all of them twice. Less is not worth it.
 _LEAST_HELD_ARRAYS = 0.4
+# Instructions of a thread per element: so many have both passes about, with a ReLU.
+_WITH_RELU = 12.0
 # Channels-first instances up to this size share a thread block. Above it, the 16 blocks that an SM runs at once have
 # 16 * 2 KB on their way, which is what memory latency (about a microsecond) times the share of one SM demands.
 _SMALL_INSTANCE_BYTES = 2 * 1024
 
 
-def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> Tile | NoTile:
+def find_tile(
+    shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device, instructions: float = _WITH_RELU
+) -> Tile | NoTile:
     """The tile for one pass of the kernel, or the reason why there is none.
 
     The one that jaxnorm.gpu.ranking takes for the fastest, of those that let every SM run two blocks at once, if any.
@@ -57,6 +61,7 @@ def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: D
       itemsize: bytes of an element of x.
       arrays: x-sized arrays that the pass keeps in shared memory: forward x, backward x and dy, and a residual.
       device: what runs it.
+      instructions: of a thread per element, for all sweeps: jaxnorm.gpu.worth.instructions of the activation.
     """
     reason = _why_not(shape, itemsize, device)
     if reason:
@@ -65,14 +70,14 @@ def find_tile(shape: tuple[int, int, int], itemsize: int, arrays: int, device: D
         fitting = [tile for tile in candidates if fits(tile, device)]
         if fitting:
             # max keeps the first of equals, and they come widest, smallest cluster and most steps first.
-            return max(fitting, key=lambda tile: _worth(tile, device))
+            return max(fitting, key=lambda tile: _worth(tile, device, instructions))
     return NoTile(_nothing_fits(shape, itemsize, arrays, device))
 
 
-def _worth(tile: Tile, device: Device) -> tuple[bool, float]:
+def _worth(tile: Tile, device: Device, instructions: float) -> tuple[bool, float]:
     """What the best tile of a list has most of."""
     handicap = _GROUP_HANDICAP if tile.meeting == "group" else 1.0
-    return is_full(tile, device), -handicap * microseconds(tile, device)
+    return is_full(tile, device), -handicap * microseconds(tile, device, instructions)
 
 
 def _candidates(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> Iterator[list[Tile]]:

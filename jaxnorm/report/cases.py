@@ -8,13 +8,21 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm.arguments import Activation
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import Copies, Meeting, NoTile, Tile
 from jaxnorm.gpu.tiling import find_tile
+from jaxnorm.gpu.worth import instructions
 from jaxnorm.layout import Layout
 
 DTYPES = ("float32", "bfloat16", "float16")
-ACTIVATIONS = ("none", "tanh", "learned")
+# With the number of scalars that it captures.
+_FUNCTIONS: dict[str, tuple[Activation | None, int]] = {
+    "none": (None, 0),
+    "tanh": (jnp.tanh, 0),
+    "learned": (lambda z, slope: jnp.tanh(slope * z), 1),
+}
+ACTIVATIONS = tuple(_FUNCTIONS)
 _OFFSETS = {"float32": (0.0, 3.0, 1e3), "bfloat16": (0.0, 3.0), "float16": (0.0, 3.0)}
 # Draws until a shape and a device take a wanted way, and until their end is ragged too, or is not.
 _DRAWS, _DRAWS_FOR_ENDS = 2000, 200
@@ -69,15 +77,16 @@ class Case:
 
     @functools.cached_property
     def forward_tile(self) -> Tile | NoTile:
-        return self._tile(1 + self.residual)
+        return self._tile("forward", 1 + self.residual)
 
     @functools.cached_property
     def backward_tile(self) -> Tile | NoTile:
-        return self._tile(2 + (self.residual and self.activation != "none"))
+        return self._tile("backward", 2 + (self.residual and self.activation != "none"))
 
-    def _tile(self, arrays: int) -> Tile | NoTile:
+    def _tile(self, name: str, arrays: int) -> Tile | NoTile:
         view = Layout(self.shape, (self.channel_axis % len(self.shape),)).view_shape
-        return find_tile(view, jnp.dtype(self.dtype).itemsize, arrays, self.device)
+        itemsize = jnp.dtype(self.dtype).itemsize
+        return find_tile(view, itemsize, arrays, self.device, _instructions(self.activation, name, itemsize < 4))
 
     def __str__(self) -> str:
         layout = "channels-first" if self.channel_axis == 1 else "channels-last"
@@ -85,6 +94,11 @@ class Case:
         parts += ["residual"] * self.residual + [self.activation] * (self.activation != "none")
         parts += [f"offset {self.offset:g}"] * (self.offset != 0) + ["x64"] * self.x64
         return " ".join(parts)
+
+
+@functools.cache
+def _instructions(activation: str, name: str, narrow: bool) -> float:
+    return instructions(*_FUNCTIONS[activation], name, narrow=narrow)
 
 
 class Wanted(NamedTuple):

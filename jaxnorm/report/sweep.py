@@ -13,6 +13,7 @@ from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.gpu.tiling import find_tile
+from jaxnorm.gpu.worth import instructions
 from jaxnorm.report import stopwatch
 from jaxnorm.xla import Statistics
 
@@ -27,7 +28,8 @@ def tiles(view: tuple[int, int, int], itemsize: int, device: Device) -> list[tup
     """
     found = []
     for name, arrays in _ARRAYS.items():
-        chosen = find_tile(view, itemsize, arrays, device)
+        issued = instructions(jax.nn.relu, 0, name, narrow=itemsize < 4)
+        chosen = find_tile(view, itemsize, arrays, device, issued)
         others = [
             tile_of_rows("rows", view, row_bytes // itemsize, parts, itemsize, arrays)
             for row_bytes in _ROW_BYTES
