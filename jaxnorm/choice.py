@@ -15,7 +15,7 @@ from jax import lax
 from jaxnorm.arguments import Activation, Implementation, without_addresses
 from jaxnorm.gpu.cutting import tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device, interpreted
-from jaxnorm.gpu.proven import if_proven
+from jaxnorm.gpu.proven import if_proven, is_any_proven
 from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.gpu.tiling import find_tile
 
@@ -42,23 +42,26 @@ def find_tiles(
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
         return nothing, nothing
+    batch, rows, lanes = shape
+    view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
+    # The gradients depend on the residual only through the activation.
+    arrays = {"forward": 1 + residual, "backward": 2 + (residual and activation is not None)}
+    if implementation is None and not is_any_proven(device):
+        # Whichever tile it were, it would not be taken: the activation is not traced for that.
+        forward, backward = (if_proven(find_tile(view, itemsize, number, device), device) for number in arrays.values())
+        return forward, backward
     reason = _not_evaluated(activation, captures)
     if reason is not None:
         return reason, reason
-    # Imported where it is wanted: where there is a GPU.
+    # Imported where it is wanted.
     from jaxnorm.gpu.worth import instructions, unless_slower
 
-    batch, rows, lanes = shape
-    view, itemsize = (batch, rows, lanes), jnp.dtype(dtype).itemsize
-
-    def tile(name: str, arrays: int) -> Tile | NoTile:
+    def tile(name: str) -> Tile | NoTile:
         issued = instructions(activation, captures, name, narrow=itemsize < 4)
-        found = find_tile(view, itemsize, arrays, device, issued)
+        found = find_tile(view, itemsize, arrays[name], device, issued)
         return if_proven(found, device) if implementation is None else found
 
-    # The gradients depend on the residual only through the activation.
-    differentiated = residual and activation is not None
-    tiles = {"forward": tile("forward", 1 + residual), "backward": tile("backward", 2 + differentiated)}
+    tiles = {name: tile(name) for name in arrays}
     if not all(isinstance(tile, NoTile) for tile in tiles.values()):
         lacking = _lacking()
         if lacking is not None:

@@ -217,3 +217,12 @@ def test_what_jit_may_split(run_python):
     assert run_python(SPREAD).strip() == str(
         {"one device": False, "two devices": True, "jit": True, "shard_map": False}
     )
+
+
+def test_what_is_not_proven_traces_no_activation(monkeypatch):
+    monkeypatch.setattr(proven, "PROVEN", {})
+
+    def never(z):
+        raise AssertionError("traced")
+
+    assert tiles(activation=never, implementation=None) == (proven.NOT_PROVEN, proven.NOT_PROVEN)

@@ -28,6 +28,11 @@ class Way(NamedTuple):
 PROVEN: dict[Way, str] = {}
 
 
+def is_any_proven(device: Device) -> bool:
+    """Whether some way is, on that kind of GPU."""
+    return any(way.compute_capability == device.compute_capability for way in PROVEN)
+
+
 def if_proven(tile: Tile | NoTile, device: Device) -> Tile | NoTile:
     """The tile where it is proven, else the reason why it is not taken by itself."""
     if isinstance(tile, NoTile) or Way(device.compute_capability, tile.copies, tile.meeting) in PROVEN:
