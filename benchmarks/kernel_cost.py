@@ -17,6 +17,8 @@ _REGISTERS, _REGISTERS_AT_ONCE = 64 * 1024, 8
 _THREADS_PER_SM = 2048
 # A bound explains the modelled time if it reaches that much of it; else the phases of the thread blocks do.
 _EXPLAINS = 0.85
+# Where there is a loop: the last sweep reads all again. 1 would be without the sums; registers may keep a part of them.
+_LEAST_SWEEPS = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,12 @@ def _sweeps(code: Code, tile: Any) -> list[_Sweep]:
             covered -= elements_before
         found.append(_Sweep(span, covered / elements, covered / (per_box * tile.boxes)))
         elements_before = elements
+    total = sum(sweep.part for sweep in found)
+    if total < _LEAST_SWEEPS:
+        raise ValueError(
+            f"a pass sweeps over what it holds at least twice, once for its sums; found were {total:.2f} sweeps in "
+            f"{found}: machine_code.py does not understand what the compiler made of {tile}"
+        )
     return found
 
 

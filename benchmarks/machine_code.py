@@ -136,12 +136,14 @@ class Code:
     def _data(self, span: Span) -> Iterator[int]:
         """Where data is loaded from shared memory, and not what sums across warps pass through it.
 
-        Those are exchanged between lanes, stored, and loaded after a barrier; another barrier follows. Data is stored
-        only where some was loaded since the last barrier.
+        Those are exchanged between lanes, stored, and loaded after a barrier; another barrier follows. Sums within a
+        warp are only exchanged. Data is stored only where some was loaded since the last barrier or exchange.
         """
         barriers_to_come, has_data = 0, False
         for i, instruction in enumerate(self[span], span.first):
-            if ".BFLY" in instruction.opcode or (instruction.base == "STS" and not has_data):
+            if ".BFLY" in instruction.opcode:
+                has_data = False
+            elif instruction.base == "STS" and not has_data:
                 barriers_to_come = 2
             elif instruction.base == "BAR":
                 barriers_to_come, has_data = max(0, barriers_to_come - 1), False

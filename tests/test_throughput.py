@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import multiprocessing
 
+import kernel_cost
 import machine_code
 import pytest
 import replay
@@ -12,7 +13,7 @@ import throughput
 import timeline
 from timeline import CHIPS, Sweep, Work
 
-from jaxnorm.gpu import copies
+from jaxnorm.gpu import copies, devices, tiling
 
 # Warp instructions per 32 elements, forward and backward, and the least modelled share of a copy.
 GOALS = {
@@ -145,6 +146,32 @@ def test_sums_across_warps_are_no_sweep():
     (code,) = machine_code.parse(UNROLLED).values()
     assert code.sweeps == [(1, 3), (8, 11)]
     assert [code.stores_elsewhere(sweep) for sweep in (*code.sweeps, machine_code.Span(1, 6))] == [0, 0, 1]
+
+
+WITHIN_A_WARP = """
+.text.some_kernel_mosaic_gpu_kernel:
+   -:-:1:Y:04        /*0000*/                   LDS.64 R2, [R1]
+   1:-:2:Y:04        /*0010*/                   SHFL.BFLY PT, R5, R2, 0x10, 0x1f
+   -:-:1:Y:04        /*0020*/                   LDS.128 R8, [R1+0x100]
+   1:-:2:Y:04        /*0030*/                   SHFL.BFLY PT, R5, R8, 0x10, 0x1f
+.L_x_1:
+   3:-:1:Y:04        /*0040*/                   LDS.64 R2, [R1]
+   1:1:-:Y:04        /*0050*/                   STS.64 [R1], R2
+   -:-:-:Y:05        /*0060*/               @P0 BRA `(.L_x_1)
+   -:-:-:Y:05        /*0070*/                   EXIT
+"""
+
+
+def test_sums_within_a_warp_are_followed_by_the_next_sweep():
+    (code,) = machine_code.parse(WITHIN_A_WARP).values()
+    assert code.sweeps == [(0, 1), (2, 3), (4, 7)]
+
+
+def test_code_without_a_sweep_for_the_sums_is_refused():
+    (code,) = machine_code.parse(LISTING).values()
+    tile = tiling.find_tile((8, 4096, 256), 4, 1, devices.DEVICES["H100"])
+    with pytest.raises(ValueError, match="at least twice"):
+        kernel_cost.cost(code, tile, registers=32, spilled=0, moved=(2**25, 2**25), chip=CHIPS["H100"])
 
 
 IN_ONE_PIECE = """
