@@ -5,6 +5,8 @@ import re
 from typing import NamedTuple
 
 _ITEMSIZE = {
+    "c128": 16,
+    "c64": 8,
     "f64": 8,
     "f32": 4,
     "s32": 4,

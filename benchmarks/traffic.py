@@ -1,9 +1,10 @@
 """What the norm costs in a network, counted on what XLA compiles for GPUs that need not be there: Markdown tables.
 
     python benchmarks/traffic.py
-    python benchmarks/traffic.py --gpus B200 L40S
+    python benchmarks/traffic.py --gpus B200 L40S --seed 7
 
-A block of matmul, norm, ReLU and matmul with its loss and all gradients, minus the same block without norm and ReLU.
+A block of matmul, norm, activation and matmul with its loss and all gradients, minus the same block without norm and
+activation, on shapes that are listed and on others that are drawn.
 Counted are the bytes that all but the matmuls read and write, in sizes of the activation; caches are ignored, so it is
 no time. The floor is 5: x in and y out forward, x and dy in and dx out backward. The kernel is taken by name. What it
 reads twice, of instances that shared memory holds in part, a compiled module does not show: that is added here, as
@@ -15,8 +16,10 @@ import functools
 import json
 import math
 import os
+import random
 import subprocess
 import sys
+from typing import NamedTuple
 
 # Nothing is run: without autotuning the compiler needs no GPU. Both are read when JAX starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -28,43 +31,86 @@ import jax.numpy as jnp
 from aot import GPUS, Compiler
 from hlo import Operation, operations
 from report import add_output_options, progress, publish, table
+from turns import geometric_mean
 
 from jaxnorm import explain, instance_norm
 
+
+class Case(NamedTuple):
+    """What the block works on: activation is the name of one in ACTIVATIONS."""
+
+    shape: tuple[int, ...]
+    channel_axis: int
+    dtype: str
+    activation: str = "relu"
+
+
+# By kind: a comparison, an exponential function, and one of those with a polynomial.
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 BOTH, HALF = ("float32", "bfloat16"), ("bfloat16",)
-# Channels-last unless it says otherwise.
 CASES = [
-    ((8, 64, 64, 256), -1, BOTH),
-    ((2, 128, 128, 128), -1, BOTH),
-    ((4, 32, 32, 512), -1, BOTH),
-    ((1, 256, 256, 64), -1, BOTH),
-    ((1, 512, 512, 64), -1, BOTH),
-    ((2, 64, 64, 64, 32), -1, BOTH),
-    ((2, 640, 480, 32), -1, HALF),
-    ((1, 96, 96, 96, 32), -1, HALF),
-    ((2, 128, 128, 128, 32), -1, HALF),
-    ((16, 64, 15, 15), 1, BOTH),
-    ((8, 32, 7, 7, 7), 1, BOTH),
+    Case(shape, channel_axis, dtype)
+    for shape, channel_axis, dtypes in [
+        ((8, 64, 64, 256), -1, BOTH),
+        ((2, 128, 128, 128), -1, BOTH),
+        ((4, 32, 32, 512), -1, BOTH),
+        ((1, 256, 256, 64), -1, BOTH),
+        ((1, 512, 512, 64), -1, BOTH),
+        ((2, 64, 64, 64, 32), -1, BOTH),
+        ((2, 640, 480, 32), -1, HALF),
+        ((1, 96, 96, 96, 32), -1, HALF),
+        ((2, 128, 128, 128, 32), -1, HALF),
+        ((16, 64, 15, 15), 1, BOTH),
+        ((8, 32, 7, 7, 7), 1, BOTH),
+    ]
+    for dtype in dtypes
 ]
+# Elements of what is drawn.
+_SMALLEST, _LARGEST = 2**17, 2**26
 NORMS = ("flax.linen.InstanceNorm", "jaxnorm, xla", "jaxnorm, kernel")
 
 
-def norm_of(name, channel_axis):
-    """relu(norm(x, gamma, beta))."""
+def draw(seed: int, count: int) -> list[Case]:
+    """Half of the sizes are 2^k or 3 * 2^k, as networks have them: XLA compiles those differently.
+
+    Channels are multiples of 8, since others are padded for the tensor cores in half precision, with or without a norm;
+    and fewer than a quarter of the rows, so that the weights are small beside x.
+    """
+    rng = random.Random(seed)
+
+    def size(low: float, high: float, *, is_round: bool) -> int:
+        drawn = 2 ** rng.uniform(low, high)
+        return rng.choice((1, 3)) * 2 ** round(math.log2(drawn)) if is_round else round(drawn)
+
+    cases: list[Case] = []
+    while len(cases) < count:
+        is_round = rng.random() < 0.5
+        spatial = tuple(size(2, 8, is_round=is_round) for _ in range(rng.randint(1, 3)))
+        channels = 8 * size(0, 6, is_round=is_round)
+        channel_axis = rng.choice((-1, -1, 1))
+        batch = size(0, 5, is_round=False)
+        shape = (batch, *spatial, channels) if channel_axis == -1 else (batch, channels, *spatial)
+        if _SMALLEST <= math.prod(shape) <= _LARGEST and 4 * channels <= batch * math.prod(spatial):
+            cases.append(Case(shape, channel_axis, rng.choice(BOTH), rng.choice(list(ACTIVATIONS))))
+    return cases
+
+
+def norm_of(name, channel_axis, activation="relu"):
+    """activation(norm(x, gamma, beta))."""
     if name == NORMS[0]:
-        return functools.partial(flax_norm, channel_axis)
+        return functools.partial(flax_norm, channel_axis, activation=ACTIVATIONS[activation])
     return functools.partial(
         instance_norm,
         eps=1e-6,
         channel_axis=channel_axis,
-        activation=jax.nn.relu,
+        activation=ACTIVATIONS[activation],
         implementation={"jaxnorm, xla": "xla", "jaxnorm, kernel": "pallas"}[name],
     )
 
 
-def flax_norm(channel_axis, x, gamma, beta, **options):
+def flax_norm(channel_axis, x, gamma, beta, activation=jax.nn.relu, **options):
     layer = nn.InstanceNorm(dtype=x.dtype, feature_axes=channel_axis, **options)
-    return jax.nn.relu(layer.apply({"params": {"scale": gamma, "bias": beta}}, x))
+    return activation(layer.apply({"params": {"scale": gamma, "bias": beta}}, x))
 
 
 def matmul(x, weight, channel_axis):
@@ -84,19 +130,26 @@ def block(norm, channel_axis, x, first, second, gamma, beta):
     return jnp.sum(jnp.square(matmul(hidden, second, channel_axis)).astype(jnp.float32))
 
 
-def count(compiler: Compiler, norm, shape, channel_axis, dtype) -> tuple[float, float]:
-    """Units that all but the matmuls move, and units of temporary memory."""
-    channels = shape[channel_axis]
-    x = jax.ShapeDtypeStruct(shape, dtype)
-    weight = jax.ShapeDtypeStruct((channels, channels), dtype)
+def count(compiler: Compiler, name: str | None, case: Case) -> tuple[float, float]:
+    """Units that all but the matmuls move, and units of temporary memory; without a name those of the block alone."""
+    channels = case.shape[case.channel_axis]
+    x = jax.ShapeDtypeStruct(case.shape, case.dtype)
+    weight = jax.ShapeDtypeStruct((channels, channels), case.dtype)
     value = jax.ShapeDtypeStruct((channels,), jnp.float32)
-    loss = functools.partial(block, norm, channel_axis)
+    norm = None if name is None else norm_of(name, case.channel_axis, case.activation)
+    loss = functools.partial(block, norm, case.channel_axis)
     compiled = compiler.lower(
         jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)), x, weight, weight, value, value
     ).compile()
-    unit = math.prod(shape) * jnp.dtype(dtype).itemsize
+    unit = math.prod(case.shape) * x.dtype.itemsize
     moved = sum(operation.moved for operation in operations(compiled.as_text()) if not is_matmul(operation))
     return moved / unit, compiled.memory_analysis().temp_size_in_bytes / unit
+
+
+def added(compiler: Compiler, name: str, case: Case) -> tuple[float, float]:
+    """By a norm: count with it minus count without."""
+    (moved, temporary), (moved_without, temporary_without) = (count(compiler, n, case) for n in (name, None))
+    return moved - moved_without, temporary - temporary_without
 
 
 def is_matmul(operation: Operation) -> bool:
@@ -104,55 +157,57 @@ def is_matmul(operation: Operation) -> bool:
     return operation.name.startswith("gemm_fusion") or operation.opcode == "dot" or "__cublas" in operation.line
 
 
-def count_case(compiler: Compiler, gpu: str, shape, channel_axis, dtype) -> dict:
+def count_case(compiler: Compiler, gpu: str, case: Case) -> dict:
     """The figures of one row: units and temporary units for each norm; None where the kernel cannot run."""
-    case = (shape, channel_axis, dtype)
-    without = count(compiler, None, *case)
+    x = jax.ShapeDtypeStruct(case.shape, case.dtype)
     kernel = explain(
-        jax.ShapeDtypeStruct(shape, dtype),
-        channel_axis=channel_axis,
-        activation=jax.nn.relu,
+        x,
+        channel_axis=case.channel_axis,
+        activation=ACTIVATIONS[case.activation],
         implementation="pallas",
         device=gpu,
     )
     passes = (kernel.forward, kernel.backward)
-    figures = {}
-    for name in NORMS:
-        if name == "jaxnorm, kernel" and any(one.bytes_moved is None for one in passes):
-            figures[name] = None
-            continue
-        moved, temporary = (
-            a - b for a, b in zip(count(compiler, norm_of(name, channel_axis), *case), without, strict=True)
-        )
-        if name == "jaxnorm, kernel":
-            moved += sum(one.bytes_moved for one in passes) / (math.prod(shape) * jnp.dtype(dtype).itemsize) - 5
-        figures[name] = (moved, temporary)
+    figures: dict[str, tuple[float, float] | None] = {name: added(compiler, name, case) for name in NORMS[:2]}
+    figures[NORMS[2]] = None
+    if all(one.bytes_moved is not None for one in passes):
+        moved, temporary = added(compiler, NORMS[2], case)
+        twice = sum(one.bytes_moved for one in passes) / (math.prod(case.shape) * x.dtype.itemsize) - 5
+        figures[NORMS[2]] = moved + twice, temporary
     tiles = [one.tile for one in passes]
-    how = [] if figures["jaxnorm, kernel"] is None else [(tile.copies, tile.meeting, tile.share) for tile in tiles]
-    return {"gpu": gpu, "shape": shape, "dtype": dtype, "figures": figures, "how": how}
+    how = [] if figures[NORMS[2]] is None else [(tile.copies, tile.meeting, tile.share) for tile in tiles]
+    return {"gpu": gpu, "case": case, "figures": figures, "how": how}
 
 
-def compile_all(gpu: str) -> None:
+def compile_all(gpu: str, cases: list[Case]) -> None:
     """Prints the rows of a GPU as JSON lines: a process compiles for one architecture."""
     compiler = Compiler(gpu)
-    for shape, channel_axis, dtypes in CASES:
-        for dtype in dtypes:
-            print(json.dumps(count_case(compiler, gpu, shape, channel_axis, dtype)), flush=True)
+    for case in cases:
+        print(json.dumps(count_case(compiler, gpu, case)), flush=True)
 
 
-def rows_of(gpu: str) -> list[dict]:
-    command = [sys.executable, __file__, "--compile", gpu]
-    number = sum(len(dtypes) for *_, dtypes in CASES)
+def rows_of(gpu: str, seed: int, number: int) -> list[dict]:
+    """Of the listed cases, then of the drawn ones."""
+    command = [sys.executable, __file__, "--compile", gpu, "--seed", str(seed), "--drawn", str(number)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         rows = [
-            json.loads(process.stdout.readline() or "null") for _ in progress(range(number), f"compiling for {gpu}")
+            json.loads(process.stdout.readline() or "null")
+            for _ in progress(range(len(CASES) + number), f"compiling for {gpu}")
         ]
     if process.returncode or None in rows:
         raise RuntimeError(f"compiling for {gpu} failed: see above")
     return rows
 
 
-def report(rows: list[dict]) -> str:
+def report(gpu: str, rows: list[dict], seed: int) -> str:
+    listed, drawn = rows[: len(CASES)], rows[len(CASES) :]
+    parts = [f"## {GPUS[gpu].name}", _rows(listed), _means(listed)]
+    if drawn:
+        parts += [f"### Drawn with seed {seed}", _rows(drawn), _means(drawn)]
+    return "\n\n".join(parts)
+
+
+def _rows(rows: list[dict]) -> str:
     header = ["units moved / temporary memory", *NORMS, "the kernel, forward; backward"]
     lines = []
     for row in rows:
@@ -160,8 +215,25 @@ def report(rows: list[dict]) -> str:
             f"{row['figures'][n][0]:.2f} / {row['figures'][n][1]:+.2f}" if row["figures"][n] else "-" for n in NORMS
         ]
         how = "; ".join(dict.fromkeys(_how(*one) for one in row["how"])) or "does not fit: plain XLA"
-        lines.append([f"({', '.join(map(str, row['shape']))}) {row['dtype']}", *cells, how])
+        case = Case(*row["case"])
+        layout = {1: "first", -1: "last"}[case.channel_axis]
+        lines.append([f"({', '.join(map(str, case.shape))}) {layout}, {case.dtype}, {case.activation}", *cells, how])
     return table(header, lines)
+
+
+def _means(rows: list[dict]) -> str:
+    """In words, with the worst of each."""
+    found = {name: [row["figures"][name][0] for row in rows if row["figures"][name]] for name in NORMS}
+    means = (
+        f"{name} {geometric_mean(units):.2f} ({min(units):.2f} to {max(units):.2f})"
+        for name, units in found.items()
+        if units
+    )
+    less = [row["figures"][NORMS[0]][0] / row["figures"][NORMS[1]][0] for row in rows]
+    return (
+        f"Geometric means (lowest to highest): {'; '.join(means)}. jaxnorm in plain XLA moves "
+        f"{geometric_mean(less):.2f} times less than Flax, at least {min(less):.2f} times."
+    )
 
 
 def _how(copies: str, meeting: str, share: float) -> str:
@@ -173,18 +245,21 @@ def main() -> None:
     parser.add_argument(
         "--gpus", nargs="+", choices=GPUS, default=["H100", "A100"], metavar="NAME", help=", ".join(GPUS)
     )
+    parser.add_argument("--seed", type=int, help="of the draws (default: another one in every run; it is printed)")
+    parser.add_argument("--drawn", type=int, default=24, help="cases that are drawn (default 24)")
     parser.add_argument("--compile", choices=GPUS, help=argparse.SUPPRESS)
     add_output_options(parser, plot=False)
     arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     if arguments.compile:
-        compile_all(arguments.compile)
+        compile_all(arguments.compile, [*CASES, *draw(seed, arguments.drawn)])
         return
-    rows = {gpu: rows_of(gpu) for gpu in arguments.gpus}
+    rows = {gpu: rows_of(gpu, seed, arguments.drawn) for gpu in arguments.gpus}
     text = "\n\n".join(
         [
-            "# What norm and ReLU add to a training block",
+            "# What norm and activation add to a training block",
             (__doc__ or "").strip().split("\n\n")[-1],
-            *(f"## {GPUS[gpu].name}\n\n{report(found)}" for gpu, found in rows.items()),
+            *(report(gpu, found, seed) for gpu, found in rows.items()),
         ]
     )
     publish(arguments, text, {"rows": [row for found in rows.values() for row in found]})

@@ -19,7 +19,6 @@ import sys
 import as_if_proven
 import jax
 import jax.numpy as jnp
-import numpy as np
 import traffic
 from activations import ACTIVATIONS
 from aot import Compiler, shared_memory
@@ -152,25 +151,10 @@ def report_mesh(axis_type):
 
 
 def report_blocks(compiler, seed, count):
-    """What plain XLA's norm adds to the block of traffic.py, on channels-last shapes that are drawn: one dict each."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        dtype = str(rng.choice(["float32", "bfloat16", "float16"]))
-        # Odd numbers of channels are padded for the tensor cores in half precision, with or without a norm.
-        few = rng.random() < 0.4
-        channels = int(rng.integers(2, 15)) if few and dtype == "float32" else 8 * int(2 ** rng.uniform(0, 6))
-        spatial = [int(rng.integers(45, 300)) for _ in range(2)]
-        batch = max(1, int(2 ** rng.uniform(21, 26)) // (math.prod(spatial) * channels))
-        shape = (batch, *spatial, channels)
-        norm = traffic.norm_of("jaxnorm, xla", -1)
-        moved, temporary = traffic.count(compiler, norm, shape, -1, dtype)
-        moved_without, temporary_without = traffic.count(compiler, None, shape, -1, dtype)
-        yield {
-            "shape": shape,
-            "dtype": dtype,
-            "units": moved - moved_without,
-            "temporary": temporary - temporary_without,
-        }
+    """What plain XLA's norm adds to the block of traffic.py, in cases that are drawn: one dict each."""
+    for case in traffic.draw(seed, count):
+        units, temporary = traffic.added(compiler, "jaxnorm, xla", case)
+        yield case._asdict() | {"units": units, "temporary": temporary}
 
 
 def kernel_view(text, name):
