@@ -109,12 +109,18 @@ def test_plain_xla_where_there_is_no_tile_or_it_has_not_run_on_a_gpu(gpu, cases)
 
 @pytest.mark.parametrize("gpu", ["A100", "H100", "B200", "RTX 3090"])
 def test_plain_xla_in_a_block(gpu):
-    """A sixteenth and five passes of floor: 8.06 units, and partial sums in float32, a 64th of x each way."""
-    # For a B200 XLA holds recomputing a half-precision mask dearer than writing half a unit: it does so beside y, in a
-    # loop that reads x under two names, the second time from a cache.
-    half = 10.4 if gpu == "B200" else 8.6
-    for found in reports(gpu, "blocks", "20261124", "4"):
-        assert found["units"] <= (8.3 if found["dtype"] == "float32" else half), found
+    """Five passes, a sixteenth, and what is in float32: partial sums of 32 rows or more, values per instance."""
+    for found in reports(gpu, "blocks", "20261129", "8"):
+        size, itemsize = math.prod(found["shape"]), ITEMSIZE[found["dtype"]]
+        positions = size // found["shape"][0] // found["shape"][found["channel_axis"]]
+        bound = 8.06 + 4 * 8 / (32 * itemsize) + 4 * VALUES / (positions * itemsize)
+        if size < 2**20:
+            # XLA holds it cheaper to fill the chip with what feeds a reduction, by way of memory.
+            bound = max(bound, 10.6)
+        if gpu == "B200" and found["activation"] == "gelu" and itemsize == 2:
+            # There it holds writing z in float32 cheaper than computing it again, forward.
+            bound += 4
+        assert found["units"] <= bound, found
 
 
 @pytest.mark.parametrize("gpu", CASES)
