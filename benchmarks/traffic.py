@@ -19,6 +19,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 # Nothing is run: without autotuning the compiler needs no GPU. Both are read when JAX starts.
@@ -146,10 +147,10 @@ def count(compiler: Compiler, name: str | None, case: Case) -> tuple[float, floa
     return moved / unit, compiled.memory_analysis().temp_size_in_bytes / unit
 
 
-def added(compiler: Compiler, name: str, case: Case) -> tuple[float, float]:
-    """By a norm: count with it minus count without."""
-    (moved, temporary), (moved_without, temporary_without) = (count(compiler, n, case) for n in (name, None))
-    return moved - moved_without, temporary - temporary_without
+def added(compiler: Compiler, names: Sequence[str], case: Case) -> dict[str, tuple[float, float]]:
+    """By each norm: count with it minus count without."""
+    without = count(compiler, None, case)
+    return {name: tuple(a - b for a, b in zip(count(compiler, name, case), without, strict=True)) for name in names}
 
 
 def is_matmul(operation: Operation) -> bool:
@@ -168,14 +169,14 @@ def count_case(compiler: Compiler, gpu: str, case: Case) -> dict:
         device=gpu,
     )
     passes = (kernel.forward, kernel.backward)
-    figures: dict[str, tuple[float, float] | None] = {name: added(compiler, name, case) for name in NORMS[:2]}
-    figures[NORMS[2]] = None
-    if all(one.bytes_moved is not None for one in passes):
-        moved, temporary = added(compiler, NORMS[2], case)
+    fits = all(one.bytes_moved is not None for one in passes)
+    figures = dict.fromkeys(NORMS) | added(compiler, NORMS if fits else NORMS[:2], case)
+    if fits:
+        moved, temporary = figures[NORMS[2]]
         twice = sum(one.bytes_moved for one in passes) / (math.prod(case.shape) * x.dtype.itemsize) - 5
         figures[NORMS[2]] = moved + twice, temporary
     tiles = [one.tile for one in passes]
-    how = [] if figures[NORMS[2]] is None else [(tile.copies, tile.meeting, tile.share) for tile in tiles]
+    how = [(tile.copies, tile.meeting, tile.share) for tile in tiles] if fits else []
     return {"gpu": gpu, "case": case, "figures": figures, "how": how}
 
 

@@ -153,7 +153,7 @@ def report_mesh(axis_type):
 def report_blocks(compiler, seed, count):
     """What plain XLA's norm adds to the block of traffic.py, in cases that are drawn: one dict each."""
     for case in traffic.draw(seed, count):
-        units, temporary = traffic.added(compiler, "jaxnorm, xla", case)
+        ((units, temporary),) = traffic.added(compiler, ["jaxnorm, xla"], case).values()
         yield case._asdict() | {"units": units, "temporary": temporary}
 
 
