@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import scaling, sums
+from jaxnorm.activations.cost import is_dear
 from jaxnorm.arguments import Activation
 
 
@@ -130,36 +131,46 @@ def backward(
         # the passes with the matmuls beside them, which a barrier would hinder.
         x, statistics = lax.optimization_barrier((x, statistics))
 
-    def before_the_affine(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """x - center, and the cotangents of z and of the captures at each position."""
+    def deviation_of(x: jax.Array, statistics: Statistics) -> jax.Array:
+        deviation = _deviation(x, statistics, positions)
+        # What does not count and is not finite has no part in any gradient; and what counts is finite, or all
+        # statistics of its instance are NaN.
+        return jnp.where(jnp.isfinite(x), deviation, 0) if has_mask else deviation
+
+    def cotangents_of(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, ...]:
+        """Those of z and of the captures at each position."""
         x, dy, residual = arrays
-        deviation, dz = _deviation(x, statistics, positions), dy.astype(statistics.center.dtype)
+        dz = dy.astype(statistics.center.dtype)
         dcaptures: list[jax.Array] = []
         if activation is not None:
-            z = _on_line(deviation, statistics, gamma, beta, positions)
+            z = _on_line(_deviation(x, statistics, positions), statistics, gamma, beta, positions)
             if residual is not None:
                 z = z + residual.astype(z.dtype)
             # As large as z, so that their cotangents are not summed here.
             of_positions = [jnp.broadcast_to(positions.spread(value), z.shape) for value in captures]
             dz, *dcaptures = jax.vjp(activation, z, *of_positions)[1](dz)
         if has_mask:
-            # What does not count and is not finite has no part in any gradient; and what counts is finite, or all
-            # statistics of its instance are NaN.
             is_finite = jnp.isfinite(x)
-            deviation, dz, *dcaptures = (jnp.where(is_finite, value, 0) for value in (deviation, dz, *dcaptures))
-        return deviation, (dz, *dcaptures)
+            dz, *dcaptures = (jnp.where(is_finite, value, 0) for value in (dz, *dcaptures))
+        return dz, *dcaptures
 
     def terms(*arrays: Any) -> tuple[jax.Array, ...]:
-        deviation, (dz, *dcaptures) = before_the_affine(statistics, *arrays)
+        dz, *dcaptures = arrays[1:] if is_kept else cotangents_of(statistics, *arrays)
+        deviation = deviation_of(arrays[0], statistics)
         xhat = (deviation - positions.spread(statistics.delta)) * positions.spread(statistics.rstd)
         return dz, dz * xhat, *dcaptures
 
     has_mask, arrays = where is not None, (x, dy, residual)
+    is_kept = positions.platform == "cpu" and is_dear(activation, gamma.dtype, len(captures))
+    if is_kept:
+        # Both sums and dx would evaluate the pullback, which takes a CPU longer than memory does.
+        arrays = (x, *lax.optimization_barrier(cotangents_of(statistics, *arrays)))
     totals = sums.over_positions(terms, arrays, positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
     # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
     again, totals = lax.optimization_barrier((statistics, totals))
-    deviation, (dz, *_) = before_the_affine(again, *arrays)
+    deviation = deviation_of(x, again)
+    dz, *_ = arrays[1:] if is_kept else cotangents_of(again, *arrays)
     dbeta, dgamma, *dcaptures = totals
     factor = again.rstd * gamma
     dx = positions.spread(factor) * dz

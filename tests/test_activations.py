@@ -14,6 +14,7 @@ from jax import lax
 
 import jaxnorm
 from jaxnorm import activations
+from jaxnorm.activations.cost import is_dear
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -522,3 +523,13 @@ def test_random_elementwise_programs_are_accepted(program, is_captured):
         return slope
 
     jax.jit(seen)(0.7)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.leaky_relu, jax.nn.hard_swish, None])
+def test_arithmetic_takes_no_time(activation):
+    assert not is_dear(activation, jnp.float32, 0)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.silu, jax.nn.softplus, jnp.sin])
+def test_series_do(activation):
+    assert is_dear(activation, jnp.float32, 0)

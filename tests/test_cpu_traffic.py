@@ -62,3 +62,15 @@ def test_passes_over_memory(case):
         assert moved <= units + (CENTER + passes * SUMS) * wider + per_instance
         # Nothing as large as x is written between.
         assert compiled.memory_analysis().temp_size_in_bytes / unit <= wider / 3 * SHORT + per_instance + copies / 2
+
+
+def test_a_dear_activation_is_evaluated_once():
+    """Not once for each sum and once for dx: the hyperbolic tangent of gelu, in a training step."""
+    norm = functools.partial(jaxnorm.instance_norm, activation=jax.nn.gelu, implementation="xla")
+
+    def step(x, gamma, beta, dy):
+        y, pullback = jax.vjp(norm, x, gamma, beta)
+        return y, *pullback(dy)
+
+    x, parameter = jax.ShapeDtypeStruct((8, 64, 16, 16), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.float32)
+    assert jax.jit(step).lower(x, parameter, parameter, x).compile().as_text().count(" tanh(") == 1
