@@ -13,6 +13,7 @@ import gc
 import itertools
 import json
 import math
+import random
 import re
 import sys
 
@@ -151,8 +152,20 @@ def report_mesh(axis_type):
 
 
 def report_blocks(compiler, seed, count):
-    """What plain XLA's norm adds to the block of traffic.py, in cases that are drawn: one dict each."""
-    for case in traffic.draw(seed, count):
+    """What plain XLA's norm adds to the block of traffic.py, in cases that are drawn: one dict each.
+
+    Half of them are those of traffic.py, in any half precision; the others are larger and have few channels where they
+    may: half precision pads odd numbers of them for the tensor cores, with or without a norm.
+    """
+    rng = random.Random(seed)
+    for i, drawn in enumerate(traffic.draw(seed, count)):
+        dtype = rng.choice(["bfloat16", "float16"]) if drawn.dtype == "bfloat16" else drawn.dtype
+        case = drawn._replace(dtype=dtype)
+        if i % 2:
+            channels = rng.randint(2, 14) if dtype == "float32" else 8 * int(2 ** rng.uniform(0, 6))
+            spatial = [rng.randint(45, 300) for _ in range(2)]
+            batch = max(1, int(2 ** rng.uniform(21, 26)) // (math.prod(spatial) * channels))
+            case = case._replace(shape=(batch, *spatial, channels), channel_axis=-1)
         ((units, temporary),) = traffic.added(compiler, ["jaxnorm, xla"], case).values()
         yield case._asdict() | {"units": units, "temporary": temporary}
 
