@@ -45,7 +45,7 @@ accuracy: .venv/bench ## print the error against float64 beside Flax's
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
 	$(BIN)/python benchmarks/traffic.py --markdown benchmarks/results/traffic.md $(ARGS)
 
-traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on shapes that are drawn; ARGS="--seeds 2 3 --shapes 4"
+traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on cases that are drawn; ARGS="--seeds 2 3 --cases 4"
 	$(BIN)/python benchmarks/traffic_tpu.py --markdown benchmarks/results/traffic-tpu.md $(ARGS)
 
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
@@ -57,7 +57,7 @@ throughput: .venv/bench .venv/aot ## count instructions on the machine code for 
 bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
 	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
 
-bench-random: .venv/bench ## time relu(norm(x)) beside Flax on shapes that chance picks; ARGS="--seeds 7"
+bench-random: .venv/bench ## time norm and activation beside Flax on shapes that chance picks; ARGS="--seeds 7"
 	$(BIN)/python benchmarks/random_shapes.py $(call RESULTS,random) $(ARGS)
 
 bench-networks: .venv/bench ## what the norms of small networks cost in a training step, and to compile, beside Flax

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-from contenders import EPSILON
 
 import jaxnorm
 
+EPSILON = 1e-5
 Activation = Callable[[jax.Array], jax.Array]
+# By kind: a comparison, an exponential function, and one of those with a polynomial.
+ACTIVATIONS: dict[str, Activation] = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 # Called inside a network, where it makes its layer: (x, activation) -> activation(norm(x)), in the dtype of x.
 Layer = Callable[[jax.Array, Activation], jax.Array]
 

@@ -42,6 +42,7 @@ NETWORKS = {
     "ResNet generator": Network(lambda norm: Generator(norm, features=8), (1, 256, 256, 3), (1, 256, 256, 3)),
     "2-D U-Net": Network(UNet, (4, 96, 96, 1), (4, 96, 96)),
     "3-D U-Net": Network(lambda norm: UNet(norm, features=(8, 16, 32)), (1, 32, 32, 32, 1), (1, 32, 32, 32)),
+    "2-D U-Net, gelu": Network(lambda norm: UNet(norm, activation=jax.nn.gelu), (4, 96, 96, 1), (4, 96, 96)),
 }
 TINY = {"tiny": Network(lambda norm: UNet(norm, features=(2, 3)), (1, 4, 4, 1), (1, 4, 4))}
 WITHOUT = "no norm"

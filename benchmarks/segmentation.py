@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from layers import LAYERS, Layer
+from layers import LAYERS, Activation, Layer
 
 IMAGES = (4, 256, 256, 1)
 
@@ -17,11 +17,13 @@ class UNet(nn.Module):
       norm: with the activation, after each convolution.
       dtype: of the computation; parameters are float32.
       features: channels per level, from the finest; each level below has half the side.
+      activation: after each norm.
     """
 
     norm: Layer
     dtype: jax.typing.DTypeLike = jnp.float32
     features: tuple[int, ...] = (16, 32, 64)
+    activation: Activation = jax.nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,7 +40,7 @@ class UNet(nn.Module):
 
     def convolve(self, x: jax.Array, features: int, stride: int = 1) -> jax.Array:
         threes = (3,) * (x.ndim - 2)
-        return self.norm(nn.Conv(features, threes, stride, use_bias=False, dtype=self.dtype)(x), jax.nn.relu)
+        return self.norm(nn.Conv(features, threes, stride, use_bias=False, dtype=self.dtype)(x), self.activation)
 
 
 def training_step(layer: str, dtype: jax.typing.DTypeLike) -> Callable[..., tuple[jax.Array, ...]]:

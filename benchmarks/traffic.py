@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 from aot import GPUS, Compiler
 from hlo import Operation, operations
+from layers import ACTIVATIONS
 from report import add_output_options, progress, publish, table
 from turns import geometric_mean
 
@@ -46,8 +47,6 @@ class Case(NamedTuple):
     activation: str = "relu"
 
 
-# By kind: a comparison, an exponential function, and one of those with a polynomial.
-ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 BOTH, HALF = ("float32", "bfloat16"), ("bfloat16",)
 CASES = [
     Case(shape, channel_axis, dtype)

@@ -12,17 +12,15 @@ pytest.importorskip("libtpu", reason="needs the TPU compiler")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
-# Shapes beyond vector memory are drawn; Flax's stable variance beside jaxnorm, in units that the norm adds.
+# Cases beyond vector memory are drawn; Flax's stable variance beside jaxnorm, in units that the norm adds.
 PROGRAM = """
 import json
 import aot_tpu
 import numpy as np, traffic_tpu
 compiler, rng = aot_tpu.TpuCompiler(), np.random.default_rng(20261124)
-for shape, dtype in [traffic_tpu.draw(rng) for _ in range(4)]:
-    count = lambda norm: traffic_tpu.count(compiler, norm, shape, dtype)
-    without = count(None)
-    stable, ours = (count(norm) - without for norm in list(traffic_tpu.NORMS.values())[1:])
-    print(json.dumps({"shape": shape, "dtype": dtype, "stable": stable, "jaxnorm": ours}))
+for case in [traffic_tpu.draw(rng) for _ in range(4)]:
+    _, stable, ours = traffic_tpu.added(compiler, case).values()
+    print(json.dumps(case._asdict() | {"stable": stable, "jaxnorm": ours}))
 """
 
 
