@@ -6,6 +6,11 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+# Where loops of a CPU are slow (CpuLayout), found by timing: over channels and over the axis before them, and over the
+# last axis of a channels-first array.
+_SHORT_LANES, _SHORT_ROWS, _SHORT_ROW = 16, 32, 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Layout:
 
     def to_view(self, x: jax.Array) -> jax.Array:
         """The array as (B, R, K): no copy where the channels stand last or directly after the batch."""
-        return x.transpose(self._order).reshape(self.view_shape)
+        return self._merged(x)
 
     def mask_to_view(self, where: jax.Array) -> jax.Array:
         """An array of the rank of x, of size 1 where it is repeated, as a view that broadcasts against that of x."""
@@ -82,7 +87,7 @@ class Layout:
             for axis in self.channel_axes:
                 shape[axis] = 1
         whole = jnp.broadcast_to(where, shape)
-        return dataclasses.replace(self, shape=tuple(shape)).to_view(whole)
+        return dataclasses.replace(self, shape=tuple(shape))._merged(whole)
 
     def from_view(self, view: jax.Array) -> jax.Array:
         """The inverse of to_view."""
@@ -99,6 +104,9 @@ class Layout:
         """(B, K) to (N, *channels)."""
         return value.reshape(self.instances)
 
+    def _merged(self, x: jax.Array) -> jax.Array:
+        return x.transpose(self._order).reshape(self.view_shape)
+
     @property
     def _order(self) -> tuple[int, ...]:
         batch = tuple(range(self.batch_axes))
@@ -107,21 +115,56 @@ class Layout:
         return (*batch, *self.channel_axes, *self.spatial_axes)
 
 
-class OneSampleLayout(Layout):
-    """One sample, channels-last, as (R, K), with per-instance values (K,).
+class CpuLayout(Layout):
+    """The view without an axis of size one: (B, R) of single channels, or (R, K) of a single sample.
 
-    XLA for CPU reshapes what has an axis of size one before and after every step: a tenth of all instructions.
+    XLA for CPU reshapes what has such an axis before and after every step: a tenth of all instructions. Per-instance
+    values are (B,) and (K,) then.
     """
 
     @property
     def view_axes(self) -> tuple[int, ...]:
-        return (0,)
+        return (0,) if self._dropped == 0 else (1,)
 
     def to_view(self, x: jax.Array) -> jax.Array:
-        return super().to_view(x).squeeze(0)
+        return self._squeezed(self._merged(x))
+
+    def mask_to_view(self, where: jax.Array) -> jax.Array:
+        return self._squeezed(super().mask_to_view(where))
+
+    def from_view(self, view: jax.Array) -> jax.Array:
+        return super().from_view(lax.optimization_barrier(view) if self._has_short_loops else view)
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:
-        return super().instances_to_view(value).squeeze(0)
+        return self._squeezed(super().instances_to_view(value))
+
+    def _squeezed(self, value: jax.Array) -> jax.Array:
+        """Of a (B, R, K) or a (B, K)."""
+        return value if self._dropped is None else value.squeeze(self._dropped)
+
+    @property
+    def _dropped(self) -> int | None:
+        """The axis: the first or the last."""
+        batch, _, lanes = self.view_shape
+        return -1 if lanes == 1 else 0 if batch == 1 else None
+
+    @property
+    def _has_short_loops(self) -> bool:
+        """Whether the loops over the array are too short where those over the view are not.
+
+        What is written as the array XLA computes in a loop per axis of it. LLVM unrolls the innermost ones completely
+        where they are short, and then computes numbers one by one: a relu takes two to four times as long, an
+        exponential function five to eight times. A barrier has it written as the view; an operation that follows is
+        not fused then, which costs less.
+        """
+        sizes = self.shape[self.batch_axes :]
+        is_known = all(isinstance(size, int) for size in self.shape)
+        # To an array with an axis of size one, other than the first, XLA copies the view.
+        if not is_known or 1 in sizes or len(self.spatial_axes) == 1 or self._order != tuple(range(len(self.shape))):
+            return False
+        if self.channels_last:
+            return sizes[-1] <= _SHORT_LANES and sizes[-2] < _SHORT_ROWS
+        return sizes[-1] < _SHORT_ROW
 
 
 class UnmergedLayout(Layout):

@@ -11,7 +11,7 @@ from jaxnorm import choice, lowering, reference, sums, xla
 from jaxnorm.arguments import Activation, AxisName, Implementation
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.layout import Layout, OneSampleLayout, UnmergedLayout
+from jaxnorm.layout import CpuLayout, Layout, UnmergedLayout
 from jaxnorm.placement import vary_together
 from jaxnorm.sums import Platform, Positions
 
@@ -67,11 +67,7 @@ class Call:
 
     def plain_form(self, shape: tuple[int, ...], platform: Platform) -> tuple[Layout, Positions]:
         """Of plain XLA. A TPU tiles the last two axes: to merge axes is to copy x there."""
-        layout, kind = self.layout(shape), Layout
-        if self.split_by_jit or platform == "tpu":
-            kind = UnmergedLayout
-        elif platform == "cpu" and layout.channels_last and layout.view_shape[0] == 1:
-            kind = OneSampleLayout
+        kind = {"cpu": CpuLayout, "gpu": Layout, "tpu": UnmergedLayout}["tpu" if self.split_by_jit else platform]
         layout = kind(shape, self.channel_axes, self.batch_axes)
         return layout, Positions(layout.view_axes, self.axis_name, self.split_by_jit, platform)
 

@@ -5,8 +5,8 @@ Works on the canonical view (B, R, K), with one instance per (b, k):
     channels-last  (N, *spatial, C): B = N,     R = spatial positions, K = C
     channels-first (N, C, *spatial): B = N * C, R = spatial positions, K = 1
 
-Per-instance values (gamma, beta, captures, the statistics) are (B, K), in the dtype of the statistics. A CPU computes a
-single sample, channels-last, without the axis B.
+Per-instance values (gamma, beta, captures, the statistics) are (B, K), in the dtype of the statistics. A CPU computes
+without an axis of size one (layout.CpuLayout).
 
 The positions of an instance may be spread over devices in two ways. Over a mapped axis (axis_name), every device works
 on its own view, and only sums of size (B, K) travel. By jit over a mesh nobody knows here which axes are split:

@@ -152,7 +152,7 @@ def over_positions(
 
     Args:
       terms: elementwise in the arrays, and in per-instance values that it closes over and spreads.
-      arrays: views (B, R, K), on a CPU also (R, K), or N-d on a TPU and where jit may split them.
+      arrays: views (B, R, K), on a CPU also (B, R) or (R, K), or N-d on a TPU and where jit may split them.
       positions: those of an instance.
 
     Returns:
@@ -162,5 +162,5 @@ def over_positions(
     if positions.split_by_jit or positions.platform == "tpu" or any(map(_is_symbolic, jax.tree.leaves(arrays))):
         return tuple(jnp.sum(term, axis=positions.axes) for term in terms(*arrays))
     if positions.platform == "cpu":
-        return cpu.sum_tree(terms, *arrays)
+        return cpu.sum_tree(terms, *arrays, axis=positions.axes[0])
     return gpu.sum_chunks(terms(*arrays))

@@ -10,8 +10,6 @@ from jax import lax
 
 Terms = Callable[..., tuple[jax.Array, ...]]
 
-# The axis of the views, (B, R, K) or (R, K), along which the positions lie.
-_ROWS = -2
 # How many rows one loop adds up, the best first. LLVM unrolls a loop over so many completely and then computes
 # neighbouring sums side by side, in vectors; where it does not, because there are more rows or the terms are long, it
 # computes one after the other, at a fifth of the speed. Nor should there be fewer: the sums are written and read again.
@@ -29,8 +27,8 @@ _FEW = 4096
 _ONE_BY_ONE = 4
 
 
-def sum_tree(terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
-    """Of views: a few rows at a time, all terms in one reduction, and then their sums.
+def sum_tree(terms: Terms, *arrays: Any, axis: int) -> tuple[jax.Array, ...]:
+    """Over that axis of views, a few rows at a time, all terms in one reduction, and then their sums.
 
     A reduction of a single term XLA for CPU hands to a library (YNNPACK), and with it the term, which the library
     writes to memory before it adds it up. A reduction of several terms XLA compiles itself, into a loop that reads each
@@ -39,41 +37,41 @@ def sum_tree(terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
     """
     traced = jax.make_jaxpr(terms)(*arrays)
     if len(traced.out_avals) == 1:
-        return _sum_of_rows(lax.optimization_barrier(terms(*arrays)))
-    return _sum(terms, arrays, _OF_LONG_TERMS if _operations(traced) > _LONG else _OF_TERMS)
+        return _sum_of_rows(lax.optimization_barrier(terms(*arrays)), axis)
+    return _sum(terms, arrays, axis, _OF_LONG_TERMS if _operations(traced) > _LONG else _OF_TERMS)
 
 
-def _sum(terms: Terms, arrays: tuple[Any, ...], ways: Sequence[int]) -> tuple[jax.Array, ...]:
-    count = _count(arrays)
+def _sum(terms: Terms, arrays: tuple[Any, ...], axis: int, ways: Sequence[int]) -> tuple[jax.Array, ...]:
+    count = _count(arrays, axis)
     if count <= max(ways):
-        return _sum_rows(terms(*arrays))
+        return _sum_rows(terms(*arrays), axis)
     # Rows left over are one more loop, unless there are no more than two.
     way = min(ways, key=lambda way: count % way)
     # The rows that are added are far apart: so neighbours stay neighbours.
     far = count // way
-    added = _sum_rows(tuple(map(_split(way), terms(*_rows(arrays, 0, far * way)))), axis=_ROWS - 1)
+    added = _sum_rows(tuple(_split(value, axis, way) for value in terms(*_rows(arrays, axis, 0, far * way))), axis)
     # Else XLA computes the sums again for each of their uses.
-    total = _sum_of_sums(lax.optimization_barrier(added))
+    total = _sum_of_sums(lax.optimization_barrier(added), axis)
     if count % way == 0:
         return total
-    return tuple(map(jnp.add, total, _sum_rows(terms(*_rows(arrays, far * way, count)))))
+    return tuple(map(jnp.add, total, _sum_rows(terms(*_rows(arrays, axis, far * way, count)), axis)))
 
 
-def _sum_of_sums(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    if _most_of_a_loop(values) < values[0].shape[_ROWS] <= _SHORT:
-        return _sum(lambda *sums: sums, values, _OF_SUMS)
-    return _sum_of_rows(values)
+def _sum_of_sums(values: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
+    if _most_of_a_loop(values) < values[0].shape[axis] <= _SHORT:
+        return _sum(lambda *sums: sums, values, axis, _OF_SUMS)
+    return _sum_of_rows(values, axis)
 
 
-def _sum_of_rows(values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+def _sum_of_rows(values: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
     """Over rows that are in memory: a loop where they are few, else by the library."""
-    count = values[0].shape[_ROWS]
+    count = values[0].shape[axis]
     if count <= _ONE_BY_ONE:
-        return _added_one_by_one(values)
+        return _added_one_by_one(values, axis)
     if count <= _most_of_a_loop(values):
-        return _sum_rows(values)
+        return _sum_rows(values, axis)
     # The barrier keeps what follows from the library, which takes that too where it has 4096 elements.
-    totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=_ROWS) for value in values))
+    totals = lax.optimization_barrier(tuple(jnp.sum(value, axis=axis) for value in values))
     return tuple(totals)
 
 
@@ -82,39 +80,35 @@ def _most_of_a_loop(values: tuple[jax.Array, ...]) -> int:
     return _LAST_OF_FEW if values[0].size < _FEW else _LAST
 
 
-def _sum_rows(values: tuple[jax.Array, ...], axis: int = _ROWS) -> tuple[jax.Array, ...]:
+def _sum_rows(values: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
     if values[0].shape[axis] <= 2:
         return _added_one_by_one(values, axis)
     zeros = tuple(jnp.zeros((), value.dtype) for value in values)
-    axes = (values[0].ndim + axis,)
-    sums: tuple[jax.Array, ...] = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), axes)
+    sums: tuple[jax.Array, ...] = lax.reduce(values, zeros, lambda p, q: tuple(map(jnp.add, p, q)), (axis,))
     return sums
 
 
-def _added_one_by_one(values: tuple[jax.Array, ...], axis: int = _ROWS) -> tuple[jax.Array, ...]:
+def _added_one_by_one(values: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
     def rows(value: jax.Array) -> list[jax.Array]:
         return [row.squeeze(axis) for row in jnp.split(value, value.shape[axis], axis=axis)]
 
     return tuple(functools.reduce(jnp.add, rows(value)) for value in values)
 
 
-def _split(way: int) -> Callable[[jax.Array], jax.Array]:
-    """(..., R, K) to (..., way, R / way, K)."""
-
-    def split(value: jax.Array) -> jax.Array:
-        *batch, rows, lanes = value.shape
-        return value.reshape(*batch, way, rows // way, lanes)
-
-    return split
+def _split(value: jax.Array, axis: int, way: int) -> jax.Array:
+    """(B, R, K) to (B, way, R / way, K)."""
+    shape = list(value.shape)
+    shape[axis : axis + 1] = way, shape[axis] // way
+    return value.reshape(shape)
 
 
-def _rows(arrays: tuple[Any, ...], start: int, stop: int) -> tuple[Any, ...]:
-    rows: tuple[Any, ...] = jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=_ROWS), arrays)
+def _rows(arrays: tuple[Any, ...], axis: int, start: int, stop: int) -> tuple[Any, ...]:
+    rows: tuple[Any, ...] = jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=axis), arrays)
     return rows
 
 
-def _count(arrays: tuple[Any, ...]) -> int:
-    count: int = jax.tree.leaves(arrays)[0].shape[_ROWS]
+def _count(arrays: tuple[Any, ...], axis: int) -> int:
+    count: int = jax.tree.leaves(arrays)[0].shape[axis]
     return count
 
 
