@@ -530,6 +530,12 @@ def test_arithmetic_takes_no_time(activation):
     assert not is_dear(activation, jnp.float32, 0)
 
 
-@pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.silu, jax.nn.softplus, jnp.sin])
-def test_series_do(activation):
+def horner(z):
+    for _ in range(5):
+        z = 0.1 * z * z + 1
+    return z
+
+
+@pytest.mark.parametrize("activation", [jax.nn.gelu, jax.nn.silu, jax.nn.softplus, jnp.sin, horner])
+def test_series_and_polynomials_do(activation):
     assert is_dear(activation, jnp.float32, 0)

@@ -4,11 +4,14 @@ Counted in sizes of x on the optimized module, whatever the machine's mood, on s
 """
 
 import functools
+import math
+import random
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from hlo import moved_bytes
+from hlo import moved_bytes, operations
 from random_shapes import draw
 from shapes import CHANNEL_AXIS
 
@@ -62,6 +65,44 @@ def test_passes_over_memory(case):
         assert moved <= units + (CENTER + passes * SUMS) * wider + per_instance
         # Nothing as large as x is written between.
         assert compiled.memory_analysis().temp_size_in_bytes / unit <= wider / 3 * SHORT + per_instance + copies / 2
+
+
+def draw_short(seed, count):
+    """Shapes whose innermost axes are short, and their channel axes."""
+    rng = random.Random(seed)
+
+    def size(low, high):
+        return round(2 ** rng.uniform(math.log2(low), math.log2(high)))
+
+    def draw_one():
+        if rng.random() < 0.5:
+            return (size(2, 20), size(2, 30), *(size(2, 20) for _ in range(rng.randint(1, 2))), size(2, 47)), 1
+        return (size(2, 20), *(size(2, 20) for _ in range(rng.randint(1, 2))), size(2, 31), size(2, 16)), -1
+
+    return [draw_one() for _ in range(count)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "channel_axis"), draw_short(SEED, 12))
+def test_what_short_loops_would_write_is_written_as_a_view(shape, channel_axis):
+    """y, dx, and what is kept of a dear activation: in loops over short axes LLVM computes nothing in vectors."""
+    norm = functools.partial(
+        jaxnorm.instance_norm, channel_axis=channel_axis, activation=jax.nn.silu, implementation="xla"
+    )
+
+    def step(x, gamma, beta, dy):
+        y, pullback = jax.vjp(norm, x, gamma, beta)
+        return y, *pullback(dy)
+
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    parameter = jax.ShapeDtypeStruct((shape[channel_axis],), jnp.float32)
+    text = jax.jit(step).lower(x, parameter, parameter, x).compile().as_text()
+    large = [operation.line for operation in operations(text) if operation.written == 4 * x.size]
+    view = (shape[0] * shape[1], -1) if channel_axis == 1 else (shape[0], -1, shape[-1])
+    sizes = ",".join(map(str, np.empty(shape, bool).reshape(view).shape))
+    assert len(large) >= 3
+    for line in large:
+        assert f" = f32[{sizes}]" in line
 
 
 def test_a_dear_activation_is_evaluated_once():

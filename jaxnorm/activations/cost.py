@@ -16,12 +16,16 @@ _CHEAP = frozenset(
         *("sub", "xor"),
     ]
 )
+# From so many on, the pullback takes longer than writing and reading what it gives; with 15, in half precision, loops
+# over rows are too long for LLVM to compute them in vectors.
+_FEW = 8
 
 
 def is_dear(activation: Callable[..., Any] | None, dtype: Any, captures: int) -> bool:
-    """Whether it contains more than arithmetic and comparisons, such as an exponential function."""
+    """Whether it contains more than arithmetic and comparisons, such as an exponential function, or many of those."""
     if activation is None:
         return False
     scalar = jax.ShapeDtypeStruct((), dtype)
     traced = jax.make_jaxpr(activation)(scalar, *[scalar] * captures)
-    return any(e.primitive.name not in _CHEAP and called(e) is None for e in equations(traced.jaxpr))
+    steps = [e.primitive.name for e in equations(traced.jaxpr) if called(e) is None]
+    return len(steps) > _FEW or not _CHEAP.issuperset(steps)

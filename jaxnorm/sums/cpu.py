@@ -1,6 +1,7 @@
 """Sums for CPUs."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,14 +12,18 @@ from jax import lax
 Terms = Callable[..., tuple[jax.Array, ...]]
 
 # How many rows one loop adds up, the best first. LLVM unrolls a loop over so many completely and then computes
-# neighbouring sums side by side, in vectors; where it does not, because there are more rows or the terms are long, it
-# computes one after the other, at a fifth of the speed. Nor should there be fewer: the sums are written and read again.
-_OF_TERMS, _OF_LONG_TERMS = (8, 9, 10, 7, 6), (2,)
-# Operations. The backward pass of a ReLU has 10, of silu 13, of gelu 25 and more.
-_LONG = 24
-# The same of sums, which are but loaded and added, while they are so many that one loop would be too long, but not so
-# many that the library pays: it takes as long over a sum as a loop over hundreds of numbers.
-_OF_SUMS, _SHORT = (16, 15, 14, 13, 12, 11, 10, 9), 128
+# neighbouring sums side by side, in vectors; where it does not, because there are more rows or the terms are long (see
+# activations.cost), it computes one after the other, at a fifth of the speed. Nor should there be fewer: the sums are
+# written and read again.
+_OF_SHORT_TERMS, _OF_TERMS = (16, 15, 14, 13, 12, 11, 10, 9), (8, 9, 10, 7, 6)
+# Equations of short terms. Forward it is 5, and 6 in half precision; backward 21 and 24 of a ReLU.
+_FEW_EQUATIONS = 8
+# Elements and rows from which it pays to write half as many sums: of less XLA computes them on fewer threads.
+_LARGE, _LARGE_ROWS = 2**18, 512
+# Sums are but loaded and added: by loops while there are so few rows of them that the library does not pay, which takes
+# as long over a sum as a loop over hundreds of numbers; and while they are so many elements that the library divides
+# them among threads, and yet so few that it takes twice as long as loops.
+_SHORT, _DIVIDED = 128, range(2**15, 2**19)
 # Rows of sums that one loop adds up: LLVM unrolls over 32; of so few numbers that the library does not take them, any
 # loop is fast enough.
 _LAST, _LAST_OF_FEW = 32, 64
@@ -38,7 +43,10 @@ def sum_tree(terms: Terms, *arrays: Any, axis: int) -> tuple[jax.Array, ...]:
     traced = jax.make_jaxpr(terms)(*arrays)
     if len(traced.out_avals) == 1:
         return _sum_of_rows(lax.optimization_barrier(terms(*arrays)), axis)
-    return _sum(terms, arrays, axis, _OF_LONG_TERMS if _operations(traced) > _LONG else _OF_TERMS)
+    shape = jax.tree.leaves(arrays)[0].shape
+    is_large = shape[axis] >= _LARGE_ROWS and math.prod(shape) >= _LARGE
+    is_short = _equations(traced) <= _FEW_EQUATIONS
+    return _sum(terms, arrays, axis, _OF_SHORT_TERMS if is_large and is_short else _OF_TERMS)
 
 
 def _sum(terms: Terms, arrays: tuple[Any, ...], axis: int, ways: Sequence[int]) -> tuple[jax.Array, ...]:
@@ -58,8 +66,9 @@ def _sum(terms: Terms, arrays: tuple[Any, ...], axis: int, ways: Sequence[int]) 
 
 
 def _sum_of_sums(values: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
-    if _most_of_a_loop(values) < values[0].shape[axis] <= _SHORT:
-        return _sum(lambda *sums: sums, values, axis, _OF_SUMS)
+    is_for_loops = values[0].shape[axis] <= _SHORT or values[0].size in _DIVIDED
+    if is_for_loops and values[0].shape[axis] > _most_of_a_loop(values):
+        return _sum(lambda *sums: sums, values, axis, _OF_SHORT_TERMS)
     return _sum_of_rows(values, axis)
 
 
@@ -112,11 +121,11 @@ def _count(arrays: tuple[Any, ...], axis: int) -> int:
     return count
 
 
-def _operations(jaxpr: Any) -> int:
+def _equations(jaxpr: Any) -> int:
     """Of a jaxpr and all that it calls."""
 
     def of(equation: Any) -> int:
         called = [value for value in equation.params.values() if hasattr(value, "eqns")]
-        return sum(map(_operations, called)) if called else 1
+        return sum(map(_equations, called)) if called else 1
 
     return sum(map(of, jaxpr.eqns))
