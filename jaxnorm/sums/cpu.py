@@ -26,8 +26,8 @@ _LARGE, _LARGE_ROWS = 2**18, 512
 _SHORT, _DIVIDED = 128, range(2**15, 2**19)
 # Rows of sums that one loop adds up: LLVM unrolls over 32; of so few numbers that the library does not take them, any
 # loop is fast enough.
-_LAST, _LAST_OF_FEW = 32, 64
-_FEW = 4096
+_LAST, _LAST_OF_FEW = 32, 128
+_FEW = 2**13
 # Rows of sums that are no loop of their own: whoever takes their sum adds them up again. Terms would be too much.
 _ONE_BY_ONE = 4
 
@@ -37,16 +37,32 @@ def sum_tree(terms: Terms, *arrays: Any, axis: int) -> tuple[jax.Array, ...]:
 
     A reduction of a single term XLA for CPU hands to a library (YNNPACK), and with it the term, which the library
     writes to memory before it adds it up. A reduction of several terms XLA compiles itself, into a loop that reads each
-    array once. What the library does well are long sums of what is in memory already. So a single term, which should
-    be of a small array, is written by a loop of XLA's.
+    array once. So a single term of few rows becomes two, of half of them each. What the library does well are long sums
+    of what is in memory already.
     """
-    traced = jax.make_jaxpr(terms)(*arrays)
+    traced, shape = jax.make_jaxpr(terms)(*arrays), jax.tree.leaves(arrays)[0].shape
     if len(traced.out_avals) == 1:
+        if shape[axis] <= _SHORT:
+            return _sum_in_halves(terms, arrays, axis)
+        # Loops would be several, a tenth more instructions of a network. It should be a small array.
         return _sum_of_rows(lax.optimization_barrier(terms(*arrays)), axis)
-    shape = jax.tree.leaves(arrays)[0].shape
     is_large = shape[axis] >= _LARGE_ROWS and math.prod(shape) >= _LARGE
     is_short = _equations(traced) <= _FEW_EQUATIONS
     return _sum(terms, arrays, axis, _OF_SHORT_TERMS if is_large and is_short else _OF_TERMS)
+
+
+def _sum_in_halves(terms: Terms, arrays: tuple[Any, ...], axis: int) -> tuple[jax.Array, ...]:
+    count = _count(arrays, axis)
+    if count <= _ONE_BY_ONE:
+        return _added_one_by_one(terms(*arrays), axis)
+    half = count // 2
+    low, high, rest = (_rows(arrays, axis, *ends) for ends in ((0, half), (half, 2 * half), (2 * half, count)))
+
+    def both(*arrays: Any) -> tuple[jax.Array, ...]:
+        return *terms(*arrays[: len(low)]), *terms(*arrays[len(low) :])
+
+    total = functools.reduce(jnp.add, sum_tree(both, *low, *high, axis=axis))
+    return (total if count % 2 == 0 else total + terms(*rest)[0].squeeze(axis),)
 
 
 def _sum(terms: Terms, arrays: tuple[Any, ...], axis: int, ways: Sequence[int]) -> tuple[jax.Array, ...]:
@@ -86,7 +102,7 @@ def _sum_of_rows(values: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, .
 
 def _most_of_a_loop(values: tuple[jax.Array, ...]) -> int:
     """Rows that are in memory."""
-    return _LAST_OF_FEW if values[0].size < _FEW else _LAST
+    return _LAST_OF_FEW if values[0].size <= _FEW else _LAST
 
 
 def _sum_rows(values: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
