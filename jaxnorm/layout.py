@@ -89,8 +89,8 @@ class Layout:
         whole = jnp.broadcast_to(where, shape)
         return dataclasses.replace(self, shape=tuple(shape))._merged(whole)
 
-    def from_view(self, view: jax.Array) -> jax.Array:
-        """The inverse of to_view."""
+    def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
+        """The inverse of to_view; is_final: if what follows it is hardly an operation that XLA would fuse with it."""
         order = self._order
         inverse = tuple(order.index(axis) for axis in range(len(order)))
         return view.reshape(tuple(self.shape[axis] for axis in order)).transpose(inverse)
@@ -132,8 +132,8 @@ class CpuLayout(Layout):
     def mask_to_view(self, where: jax.Array) -> jax.Array:
         return self._squeezed(super().mask_to_view(where))
 
-    def from_view(self, view: jax.Array) -> jax.Array:
-        return super().from_view(lax.optimization_barrier(view) if self._has_short_loops else view)
+    def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
+        return super().from_view(lax.optimization_barrier(view) if is_final and self._has_short_loops else view)
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:
         return self._squeezed(super().instances_to_view(value))
@@ -154,8 +154,8 @@ class CpuLayout(Layout):
 
         What is written as the array XLA computes in a loop per axis of it. LLVM unrolls the innermost ones completely
         where they are short, and then computes numbers one by one: a relu takes two to four times as long, an
-        exponential function five to eight times. A barrier has it written as the view; an operation that follows is
-        not fused then, which costs less.
+        exponential function five to eight times. A barrier has what is final written as the view; an operation that
+        follows is not fused then, which may cost as much.
         """
         sizes = self.shape[self.batch_axes :]
         is_known = all(isinstance(size, int) for size in self.shape)
@@ -183,7 +183,7 @@ class UnmergedLayout(Layout):
     def mask_to_view(self, where: jax.Array) -> jax.Array:
         return where
 
-    def from_view(self, view: jax.Array) -> jax.Array:
+    def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
         return view
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:

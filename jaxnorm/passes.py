@@ -122,7 +122,9 @@ class _Forward(_Pass):
     def _in_layout(self, layout: Layout, implementation: Callable[..., Any], operands: Operands) -> Any:
         options = {"eps": self.call.eps, "activation": self.call.activation}
         y, statistics = implementation(*_to_views(layout, operands), **options)
-        return layout.from_view(y), jax.tree.map(layout.instances_from_view, statistics)
+        # Without an activation users compute their own, which is to be fused.
+        y = layout.from_view(y, is_final=self.call.activation is not None)
+        return y, jax.tree.map(layout.instances_from_view, statistics)
 
     def like(self, operands: Operands) -> tuple[Any, xla.Statistics]:
         x, value = operands.x, operands.gamma
@@ -156,11 +158,11 @@ class _Backward(_Pass):
             activation=self.call.activation,
         )
         return xla.Gradients(
-            layout.from_view(gradients.x),
+            layout.from_view(gradients.x, is_final=True),
             layout.instances_from_view(gradients.gamma),
             layout.instances_from_view(gradients.beta),
             tuple(map(layout.instances_from_view, gradients.captures)),
-            None if gradients.residual is None else layout.from_view(gradients.residual),
+            None if gradients.residual is None else layout.from_view(gradients.residual, is_final=True),
         )
 
     def like(self, operands: Operands, *_: Any) -> xla.Gradients:
