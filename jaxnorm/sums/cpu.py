@@ -24,8 +24,7 @@ _LARGE, _LARGE_ROWS = 2**18, 512
 # as long over a sum as a loop over hundreds of numbers; and while they are so many elements that the library divides
 # them among threads, and yet so few that it takes twice as long as loops.
 _SHORT, _DIVIDED = 128, range(2**15, 2**19)
-# Rows of sums that one loop adds up: LLVM unrolls over 32; of so few numbers that the library does not take them, any
-# loop is fast enough.
+# Rows of sums that one loop adds up: LLVM unrolls over 32; of few numbers any loop is fast enough.
 _LAST, _LAST_OF_FEW = 32, 128
 _FEW = 2**13
 # Rows of sums that are no loop of their own: whoever takes their sum adds them up again. Terms would be too much.
