@@ -116,7 +116,7 @@ class Layout:
 
 
 class CpuLayout(Layout):
-    """The view without an axis of size one: (B, R) of single channels, or (R, K) of a single sample.
+    """The view without an axis of size one: (B, R) channels-first, or (R, K) of a single sample, channels-last.
 
     XLA for CPU reshapes what has such an axis before and after every step: a tenth of all instructions. Per-instance
     values are (B,) and (K,) then.
@@ -144,9 +144,10 @@ class CpuLayout(Layout):
 
     @property
     def _dropped(self) -> int | None:
-        """The axis: the first or the last."""
-        batch, _, lanes = self.view_shape
-        return -1 if lanes == 1 else 0 if batch == 1 else None
+        """The axis. A single channel that stands last stays: XLA would copy what gets its axis back."""
+        if not self.channels_last:
+            return -1
+        return 0 if self.view_shape[0] == 1 else None
 
     @property
     def _has_short_loops(self) -> bool:
