@@ -78,7 +78,7 @@ class Layout:
 
     def to_view(self, x: jax.Array) -> jax.Array:
         """The array as (B, R, K): no copy where the channels stand last or directly after the batch."""
-        return self._merged(x)
+        return x.transpose(self._order).reshape(self.view_shape)
 
     def mask_to_view(self, where: jax.Array) -> jax.Array:
         """An array of the rank of x, of size 1 where it is repeated, as a view that broadcasts against that of x."""
@@ -87,7 +87,7 @@ class Layout:
             for axis in self.channel_axes:
                 shape[axis] = 1
         whole = jnp.broadcast_to(where, shape)
-        return dataclasses.replace(self, shape=tuple(shape))._merged(whole)
+        return dataclasses.replace(self, shape=tuple(shape)).to_view(whole)
 
     def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
         """The inverse of to_view; is_final: if what follows it is hardly an operation that XLA would fuse with it."""
@@ -103,9 +103,6 @@ class Layout:
     def instances_from_view(self, value: jax.Array) -> jax.Array:
         """(B, K) to (N, *channels)."""
         return value.reshape(self.instances)
-
-    def _merged(self, x: jax.Array) -> jax.Array:
-        return x.transpose(self._order).reshape(self.view_shape)
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -127,10 +124,7 @@ class CpuLayout(Layout):
         return (0,) if self._dropped == 0 else (1,)
 
     def to_view(self, x: jax.Array) -> jax.Array:
-        return self._squeezed(self._merged(x))
-
-    def mask_to_view(self, where: jax.Array) -> jax.Array:
-        return self._squeezed(super().mask_to_view(where))
+        return self._squeezed(super().to_view(x))
 
     def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
         return super().from_view(lax.optimization_barrier(view) if is_final and self._has_short_loops else view)

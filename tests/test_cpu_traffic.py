@@ -42,6 +42,16 @@ STEP = FORWARD + 2 + 3
 SMALL = 40
 
 
+def training_step(norm):
+    """(x, gamma, beta, dy) -> (y, dx, dgamma, dbeta)."""
+
+    def step(x, gamma, beta, dy):
+        y, pullback = jax.vjp(norm, x, gamma, beta)
+        return y, *pullback(dy)
+
+    return step
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.layout}-{case.array}-{case.dtype}")
 def test_passes_over_memory(case):
@@ -51,10 +61,6 @@ def test_passes_over_memory(case):
         activation=jax.nn.relu,
         implementation="xla",
     )
-
-    def step(x, gamma, beta, dy):
-        y, pullback = jax.vjp(norm, x, gamma, beta)
-        return y, *pullback(dy)
 
     x = jax.ShapeDtypeStruct(case.array, case.dtype)
     parameter = jax.ShapeDtypeStruct((case.shape.channels,), jnp.float32)
@@ -66,7 +72,7 @@ def test_passes_over_memory(case):
     per_instance = wider * SMALL * case.shape.batch * case.shape.channels / case.shape.size
     for function, arguments, units, passes in (
         (norm, (x, parameter, parameter), FORWARD + copies, 1),
-        (step, (x, parameter, parameter, x), STEP + 2 * copies, 2),
+        (training_step(norm), (x, parameter, parameter, x), STEP + 2 * copies, 2),
     ):
         compiled = jax.jit(function).lower(*arguments).compile()
         moved = moved_bytes(compiled.as_text()) / unit
@@ -98,13 +104,9 @@ def test_what_short_loops_would_write_is_written_as_a_view(shape, channel_axis):
         jaxnorm.instance_norm, channel_axis=channel_axis, activation=jax.nn.silu, implementation="xla"
     )
 
-    def step(x, gamma, beta, dy):
-        y, pullback = jax.vjp(norm, x, gamma, beta)
-        return y, *pullback(dy)
-
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     parameter = jax.ShapeDtypeStruct((shape[channel_axis],), jnp.float32)
-    text = jax.jit(step).lower(x, parameter, parameter, x).compile().as_text()
+    text = jax.jit(training_step(norm)).lower(x, parameter, parameter, x).compile().as_text()
     large = [operation.line for operation in operations(text) if operation.written == 4 * x.size]
     view = (shape[0] * shape[1], -1) if channel_axis == 1 else (shape[0], -1, shape[-1])
     sizes = ",".join(map(str, np.empty(shape, bool).reshape(view).shape))
@@ -117,9 +119,5 @@ def test_a_dear_activation_is_evaluated_once():
     """Not once for each sum and once for dx: the hyperbolic tangent of gelu, in a training step."""
     norm = functools.partial(jaxnorm.instance_norm, activation=jax.nn.gelu, implementation="xla")
 
-    def step(x, gamma, beta, dy):
-        y, pullback = jax.vjp(norm, x, gamma, beta)
-        return y, *pullback(dy)
-
     x, parameter = jax.ShapeDtypeStruct((8, 64, 16, 16), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.float32)
-    assert jax.jit(step).lower(x, parameter, parameter, x).compile().as_text().count(" tanh(") == 1
+    assert jax.jit(training_step(norm)).lower(x, parameter, parameter, x).compile().as_text().count(" tanh(") == 1

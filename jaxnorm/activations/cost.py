@@ -1,4 +1,4 @@
-"""Whether an activation takes long to evaluate, from its equations."""
+"""How long it takes to evaluate something at a position, from its equations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +26,10 @@ def is_dear(activation: Callable[..., Any] | None, dtype: Any, captures: int) ->
     if activation is None:
         return False
     scalar = jax.ShapeDtypeStruct((), dtype)
-    traced = jax.make_jaxpr(activation)(scalar, *[scalar] * captures)
-    steps = [e.primitive.name for e in equations(traced.jaxpr) if called(e) is None]
-    return len(steps) > _FEW or not _CHEAP.issuperset(steps)
+    needed = steps(jax.make_jaxpr(activation)(scalar, *[scalar] * captures))
+    return len(needed) > _FEW or not _CHEAP.issuperset(needed)
+
+
+def steps(traced: Any) -> list[str]:
+    """The primitives of a closed jaxpr and of all that it calls."""
+    return [equation.primitive.name for equation in equations(traced.jaxpr) if called(equation) is None]

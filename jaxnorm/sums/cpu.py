@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm.activations.cost import steps
+
 Terms = Callable[..., tuple[jax.Array, ...]]
 
 # How many rows one loop adds up, the best first. LLVM unrolls a loop over so many completely and then computes
@@ -16,8 +18,8 @@ Terms = Callable[..., tuple[jax.Array, ...]]
 # activations.cost), it computes one after the other, at a fifth of the speed. Nor should there be fewer: the sums are
 # written and read again.
 _OF_SHORT_TERMS, _OF_TERMS = (16, 15, 14, 13, 12, 11, 10, 9), (8, 9, 10, 7, 6)
-# Equations of short terms. Forward it is 5, and 6 in half precision; backward 21 and 24 of a ReLU.
-_FEW_EQUATIONS = 8
+# Of short terms. Forward it is 5, and 6 in half precision; backward 21 and 24 of a ReLU.
+_FEW_STEPS = 8
 # Elements and rows from which it pays to write half as many sums: of less XLA computes them on fewer threads.
 _LARGE, _LARGE_ROWS = 2**18, 512
 # Sums are but loaded and added: by loops while there are so few rows of them that the library does not pay, which takes
@@ -46,7 +48,7 @@ def sum_tree(terms: Terms, *arrays: Any, axis: int) -> tuple[jax.Array, ...]:
         # Loops would be several, a tenth more instructions of a network. It should be a small array.
         return _sum_of_rows(lax.optimization_barrier(terms(*arrays)), axis)
     is_large = shape[axis] >= _LARGE_ROWS and math.prod(shape) >= _LARGE
-    is_short = _equations(traced) <= _FEW_EQUATIONS
+    is_short = len(steps(traced)) <= _FEW_STEPS
     return _sum(terms, arrays, axis, _OF_SHORT_TERMS if is_large and is_short else _OF_TERMS)
 
 
@@ -60,7 +62,7 @@ def _sum_in_halves(terms: Terms, arrays: tuple[Any, ...], axis: int) -> tuple[ja
     def both(*arrays: Any) -> tuple[jax.Array, ...]:
         return *terms(*arrays[: len(low)]), *terms(*arrays[len(low) :])
 
-    total = functools.reduce(jnp.add, sum_tree(both, *low, *high, axis=axis))
+    total = functools.reduce(jnp.add, _sum(both, (*low, *high), axis, _OF_TERMS))
     return (total if count % 2 == 0 else total + terms(*rest)[0].squeeze(axis),)
 
 
@@ -134,13 +136,3 @@ def _rows(arrays: tuple[Any, ...], axis: int, start: int, stop: int) -> tuple[An
 def _count(arrays: tuple[Any, ...], axis: int) -> int:
     count: int = jax.tree.leaves(arrays)[0].shape[axis]
     return count
-
-
-def _equations(jaxpr: Any) -> int:
-    """Of a jaxpr and all that it calls."""
-
-    def of(equation: Any) -> int:
-        called = [value for value in equation.params.values() if hasattr(value, "eqns")]
-        return sum(map(_equations, called)) if called else 1
-
-    return sum(map(of, jaxpr.eqns))
