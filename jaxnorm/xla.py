@@ -24,6 +24,10 @@ from jaxnorm import scaling, sums
 from jaxnorm.activations.cost import is_dear
 from jaxnorm.arguments import Activation
 
+# Elements up to which XLA for CPU computes a loop of few steps in one thread, and one of more steps in several, which
+# take longer to wake than the loop.
+_ONE_THREAD = 2**15
+
 
 class Statistics(NamedTuple):
     """What the backward pass needs to know of an instance, each (B, K): mean = center + delta.
@@ -160,10 +164,12 @@ def backward(
         xhat = (deviation - positions.spread(statistics.delta)) * positions.spread(statistics.rstd)
         return dz, dz * xhat, *dcaptures
 
+    is_kept = positions.platform == "cpu" and _is_kept(activation, x, gamma.dtype, len(captures))
+    if positions.platform == "cpu" and not is_kept:
+        # Else XLA computes what it is made of, such as the pullback of an activation of the user's, in each pass too.
+        dy = lax.optimization_barrier(dy)
     has_mask, arrays = where is not None, (x, dy, residual)
-    is_kept = positions.platform == "cpu" and is_dear(activation, gamma.dtype, len(captures))
     if is_kept:
-        # Both sums and dx would evaluate the pullback, which takes a CPU longer than memory does.
         arrays = (x, *lax.optimization_barrier(cotangents_of(statistics, *arrays)))
     totals = sums.over_positions(terms, arrays, positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
@@ -181,6 +187,14 @@ def backward(
         dx = dx - (through_statistics if where is None else jnp.where(where, through_statistics, 0))
     dresidual = None if residual is None else dz.astype(residual.dtype)
     return Gradients(dx.astype(x.dtype), dgamma, dbeta, tuple(dcaptures), dresidual)
+
+
+def _is_kept(activation: Activation | None, x: jax.Array, dtype: jax.typing.DTypeLike, captures: int) -> bool:
+    """Whether a CPU writes the cotangent before the activation to memory, or else evaluates it for the sums and dx."""
+    if activation is None:
+        return False
+    is_small = isinstance(x.size, int) and x.size <= _ONE_THREAD
+    return is_small or is_dear(activation, dtype, captures)
 
 
 def _deviation(x: jax.Array, statistics: Statistics, positions: sums.Positions) -> jax.Array:
