@@ -26,7 +26,7 @@ from jaxnorm.arguments import Activation
 
 # Elements up to which XLA for CPU computes a loop of few steps in one thread, and one of more steps in several, which
 # take longer to wake than the loop.
-_ONE_THREAD = 2**15
+ONE_THREAD = 2**15
 
 
 class Statistics(NamedTuple):
@@ -193,7 +193,7 @@ def _is_kept(activation: Activation | None, x: jax.Array, dtype: jax.typing.DTyp
     """Whether a CPU writes the cotangent before the activation to memory, or else evaluates it for the sums and dx."""
     if activation is None:
         return False
-    is_small = isinstance(x.size, int) and x.size <= _ONE_THREAD
+    is_small = isinstance(x.size, int) and x.size <= ONE_THREAD
     return is_small or is_dear(activation, dtype, captures)
 
 
