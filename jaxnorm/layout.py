@@ -8,10 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Where loops of a CPU are slow (CpuLayout), found by timing: over channels and over the axis before them, and over the
-# last axis of a channels-first array.
-_SHORT_LANES, _SHORT_ROWS, _SHORT_ROW = 16, 32, 48
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -90,7 +86,7 @@ class Layout:
         return dataclasses.replace(self, shape=tuple(shape)).to_view(whole)
 
     def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
-        """The inverse of to_view; is_final: if what follows it is hardly an operation that XLA would fuse with it."""
+        """The inverse of to_view; is_final: whether an operation that XLA should fuse with it hardly follows."""
         order = self._order
         inverse = tuple(order.index(axis) for axis in range(len(order)))
         return view.reshape(tuple(self.shape[axis] for axis in order)).transpose(inverse)
@@ -127,7 +123,18 @@ class CpuLayout(Layout):
         return self._squeezed(super().to_view(x))
 
     def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
-        return super().from_view(lax.optimization_barrier(view) if is_final and self._has_short_loops else view)
+        """The inverse of to_view; what is final is in memory before it is used.
+
+        Else XLA computes it again for each of its uses, such as the copies that both derivatives of a convolution take
+        of it, in another order than that of memory. It is written as the view: of an array XLA writes a loop per axis,
+        and LLVM unrolls the innermost ones completely where they are short, and then computes numbers one by one, a
+        relu in two to four times the time, an exponential function in five to eight times.
+        """
+        if not is_final:
+            return super().from_view(view)
+        if self._is_copied_from_view:
+            return lax.optimization_barrier(super().from_view(view))
+        return super().from_view(lax.optimization_barrier(view))
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:
         return self._squeezed(super().instances_to_view(value))
@@ -144,22 +151,9 @@ class CpuLayout(Layout):
         return 0 if self.view_shape[0] == 1 else None
 
     @property
-    def _has_short_loops(self) -> bool:
-        """Whether the loops over the array are too short where those over the view are not.
-
-        What is written as the array XLA computes in a loop per axis of it. LLVM unrolls the innermost ones completely
-        where they are short, and then computes numbers one by one: a relu takes two to four times as long, an
-        exponential function five to eight times. A barrier has what is final written as the view; an operation that
-        follows is not fused then, which may cost as much.
-        """
-        sizes = self.shape[self.batch_axes :]
-        is_known = all(isinstance(size, int) for size in self.shape)
-        # To an array with an axis of size one, other than the first, XLA copies the view.
-        if not is_known or 1 in sizes or len(self.spatial_axes) == 1 or self._order != tuple(range(len(self.shape))):
-            return False
-        if self.channels_last:
-            return sizes[-1] <= _SHORT_LANES and sizes[-2] < _SHORT_ROWS
-        return sizes[-1] < _SHORT_ROW
+    def _is_copied_from_view(self) -> bool:
+        """Whether XLA copies a view that is in memory to make it the array: where axes move or have size one."""
+        return 1 in self.shape[1:] or self._order != tuple(range(len(self.shape)))
 
 
 class UnmergedLayout(Layout):
