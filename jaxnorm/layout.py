@@ -123,18 +123,15 @@ class CpuLayout(Layout):
         return self._squeezed(super().to_view(x))
 
     def from_view(self, view: jax.Array, *, is_final: bool = False) -> jax.Array:
-        """The inverse of to_view; what is final is in memory before it is used.
+        """The inverse of to_view; what is final is in memory before it is used, where that costs no copy.
 
         Else XLA computes it again for each of its uses, such as the copies that both derivatives of a convolution take
         of it, in another order than that of memory. It is written as the view: of an array XLA writes a loop per axis,
         and LLVM unrolls the innermost ones completely where they are short, and then computes numbers one by one, a
         relu in two to four times the time, an exponential function in five to eight times.
         """
-        if not is_final:
-            return super().from_view(view)
-        if self._is_copied_from_view:
-            return lax.optimization_barrier(super().from_view(view))
-        return super().from_view(lax.optimization_barrier(view))
+        in_memory = is_final and not self._is_copied_from_view
+        return super().from_view(lax.optimization_barrier(view) if in_memory else view)
 
     def instances_to_view(self, value: jax.Array) -> jax.Array:
         return self._squeezed(super().instances_to_view(value))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -87,24 +88,24 @@ def test_passes_over_memory(case):
         assert temporary <= between + wider / 3 * SHORT + per_instance + copies / 2
 
 
-def draw_short(seed, count):
-    """Shapes whose innermost axes are short, and their channel axes."""
+def draw_deep(seed, count):
+    """Shapes of two and three spatial axes, and their channel axes."""
     rng = random.Random(seed)
 
     def size(low, high):
         return round(2 ** rng.uniform(math.log2(low), math.log2(high)))
 
     def draw_one():
-        if rng.random() < 0.5:
-            return (size(2, 20), size(2, 30), *(size(2, 20) for _ in range(rng.randint(1, 2))), size(2, 47)), 1
-        return (size(2, 20), *(size(2, 20) for _ in range(rng.randint(1, 2))), size(2, 31), size(2, 16)), -1
+        spatial = [size(2, 47) for _ in range(rng.randint(2, 3))]
+        batch, channels = size(2, 20), size(2, 30)
+        return ((batch, channels, *spatial), 1) if rng.random() < 0.5 else ((batch, *spatial, channels), -1)
 
     return [draw_one() for _ in range(count)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "channel_axis"), draw_short(SEED, 12))
-def test_what_short_loops_would_write_is_written_as_a_view(shape, channel_axis):
+@pytest.mark.parametrize(("shape", "channel_axis"), draw_deep(SEED, 12))
+def test_what_is_final_is_written_as_a_view(shape, channel_axis):
     """y, dx, and what is kept of a dear activation: in loops over short axes LLVM computes nothing in vectors."""
     norm = functools.partial(
         jaxnorm.instance_norm, channel_axis=channel_axis, activation=jax.nn.silu, implementation="xla"
@@ -137,3 +138,22 @@ def test_the_gradient_of_a_separate_activation_is_computed_once():
 
     x, parameter = jax.ShapeDtypeStruct((8, 64, 16, 16), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.float32)
     assert jax.jit(training_step(norm)).lower(x, parameter, parameter, x).compile().as_text().count(" cosine(") == 1
+
+
+def test_what_is_final_is_computed_once():
+    """Not again for the copy that the gradient of a convolution's weights takes of its input."""
+    x = jax.ShapeDtypeStruct((4, 24, 24, 16), jnp.float32)
+    weights = [jax.ShapeDtypeStruct((3, 3, 16, 16), jnp.float32)] * 2
+
+    def convolve(x, weights):
+        return jax.lax.conv_general_dilated(x, weights, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def loss(x, *weights):
+        for weight in weights:
+            norm = jaxnorm.instance_norm(convolve(x, weight), channel_axis=-1, activation=jax.nn.relu)
+            x = convolve(norm, weight)
+        return jnp.sum(x)
+
+    text = jax.jit(jax.grad(loss, argnums=(1, 2))).lower(x, *weights).compile().as_text()
+    sizes = (math.prod(map(int, found.split(","))) for found in re.findall(r"= f32\[([\d,]+)\]\S* maximum\(", text))
+    assert sum(size == x.size for size in sizes) == len(weights)
