@@ -190,7 +190,10 @@ def backward(
 
 
 def _is_kept(activation: Activation | None, x: jax.Array, dtype: jax.typing.DTypeLike, captures: int) -> bool:
-    """Whether a CPU writes the cotangent before the activation to memory, or else evaluates it for the sums and dx."""
+    """Whether a CPU writes the cotangent before the activation to memory, and does not evaluate it for the sums and dx.
+
+    Twice, which takes longer than memory does where the activation is dear, and more threads where the array is small.
+    """
     if activation is None:
         return False
     is_small = isinstance(x.size, int) and x.size <= ONE_THREAD
