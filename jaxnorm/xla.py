@@ -164,13 +164,13 @@ def backward(
         xhat = (deviation - positions.spread(statistics.delta)) * positions.spread(statistics.rstd)
         return dz, dz * xhat, *dcaptures
 
-    is_kept = positions.platform == "cpu" and _is_kept(activation, x, gamma.dtype, len(captures))
-    if positions.platform == "cpu" and not is_kept:
-        # Else XLA computes what it is made of, such as the pullback of an activation of the user's, in each pass too.
-        dy = lax.optimization_barrier(dy)
-    has_mask, arrays = where is not None, (x, dy, residual)
+    has_mask, is_cpu, arrays = where is not None, positions.platform == "cpu", (x, dy, residual)
+    is_kept = is_cpu and _is_kept(activation, x, gamma.dtype, len(captures))
     if is_kept:
         arrays = (x, *lax.optimization_barrier(cotangents_of(statistics, *arrays)))
+    elif is_cpu:
+        # Else XLA computes what dy is made of, such as the pullback of an activation of the user's, in each pass too.
+        arrays = (x, lax.optimization_barrier(dy), residual)
     totals = sums.over_positions(terms, arrays, positions)
     # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
     # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
@@ -194,9 +194,7 @@ def _is_kept(activation: Activation | None, x: jax.Array, dtype: jax.typing.DTyp
 
     Twice, which takes longer than memory does where the activation is dear, and more threads where the array is small.
     """
-    if activation is None:
-        return False
-    is_small = isinstance(x.size, int) and x.size <= ONE_THREAD
+    is_small = activation is not None and isinstance(x.size, int) and x.size <= ONE_THREAD
     return is_small or is_dear(activation, dtype, captures)
 
 
