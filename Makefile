@@ -40,37 +40,37 @@ lint: .venv/test ## ruff and mypy
 	$(BIN)/mypy
 
 accuracy: .venv/bench ## print the error against float64 beside Flax's
-	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python -m benchmarks.accuracy
 
 traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
-	$(BIN)/python benchmarks/traffic.py --markdown benchmarks/results/traffic.md $(ARGS)
+	$(BIN)/python -m benchmarks.traffic --markdown benchmarks/results/traffic.md $(ARGS)
 
 traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on cases that are drawn; ARGS="--seeds 2 3 --cases 4"
-	$(BIN)/python benchmarks/traffic_tpu.py --markdown benchmarks/results/traffic-tpu.md $(ARGS)
+	$(BIN)/python -m benchmarks.traffic_tpu --markdown benchmarks/results/traffic-tpu.md $(ARGS)
 
 # Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json
 
 throughput: .venv/bench .venv/aot ## count instructions on the machine code for H100 and B200, model what limits the kernel, in about 20 minutes
-	$(BIN)/python benchmarks/throughput.py $(call RESULTS,throughput) $(ARGS)
+	$(BIN)/python -m benchmarks.throughput $(call RESULTS,throughput) $(ARGS)
 
 bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
-	$(BIN)/python benchmarks/compare.py $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
+	$(BIN)/python -m benchmarks.compare $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
 
 bench-random: .venv/bench ## time norm and activation beside Flax on shapes that chance picks; ARGS="--seeds 7"
-	$(BIN)/python benchmarks/random_shapes.py $(call RESULTS,random) $(ARGS)
+	$(BIN)/python -m benchmarks.compare --seeds $(call RESULTS,random) $(ARGS)
 
 bench-networks: .venv/bench ## what the norms of small networks cost in a training step, and to compile, beside Flax
-	$(BIN)/python benchmarks/networks.py $(call RESULTS,networks) $(ARGS)
+	$(BIN)/python -m benchmarks.networks $(call RESULTS,networks) $(ARGS)
 
 bench-memory: .venv/bench .venv/aot ## peak memory of a training step of a U-Net
-	$(BIN)/python benchmarks/memory.py $(call RESULTS,memory) $(ARGS)
+	$(BIN)/python -m benchmarks.memory $(call RESULTS,memory) $(ARGS)
 
 bench-overhead: .venv/bench ## what a small call costs besides: tracing, compiling, the first and the next call
-	$(BIN)/python benchmarks/overhead.py $(call RESULTS,overhead) $(ARGS)
+	$(BIN)/python -m benchmarks.overhead $(call RESULTS,overhead) $(ARGS)
 
 bench-growth: .venv/bench .venv/aot ## time and bytes against rows, channels and batch, odd sizes too
-	$(BIN)/python benchmarks/growth.py --h100 $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
+	$(BIN)/python -m benchmarks.growth --h100 $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
 
 notebooks: .venv/notebooks ## run the notebooks top to bottom and write them with their pictures
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb

@@ -1,15 +1,15 @@
 """Maximum error against float64 as the data move away from zero: jaxnorm beside Flax. Prints a Markdown table.
 
-python benchmarks/accuracy.py
+python -m benchmarks.accuracy
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from report import table
 
 import jaxnorm
+from benchmarks.report import table
 
 SHAPE = (2, 128, 128, 8)  # (N, H, W, C)
 EPSILON = 1e-5

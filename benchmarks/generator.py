@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from layers import Layer
+
+from benchmarks.layers import Layer
 
 
 class Generator(nn.Module):

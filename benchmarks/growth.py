@@ -1,7 +1,7 @@
 """How the cost grows with the positions R of an instance, the channels K and the batch B, odd sizes among them.
 
-    python benchmarks/growth.py
-    python benchmarks/growth.py --h100
+    python -m benchmarks.growth
+    python -m benchmarks.growth --h100
 
 Time per element, beside Flax's default, and the bytes that the compiled code reads and writes, in sizes of x. Both
 should be flat. A cliff is a size whose time per element is more than 1.5 times that of the next smaller or the next
@@ -15,8 +15,8 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 # Both are read when JAX starts: what is compiled for an H100 is not run, and without autotuning needs no GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,24 +24,44 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune
 
 try:
     import jax
-    import jax.numpy as jnp
-    import plot
-    from aot import Compiler
-    from contenders import BASELINE, Norm, contenders, forward, step
-    from hlo import moved_bytes
-    from report import add_output_options, describe, machine, progress, publish, table
-    from shapes import SWEEPS, Layout, Shape
-    from turns import Spread, Turn, device_turn, ratios, take_turns, wall_turn
+
+    from benchmarks import plot
+    from benchmarks.aot import Compiler
+    from benchmarks.contenders import BASELINE, WRAP, Norm, call, contenders
+    from benchmarks.hlo import moved_bytes
+    from benchmarks.report import add_output_options, describe, machine, progress, publish, table
+    from benchmarks.shapes import PASSES, Case, Layout, Shape
+    from benchmarks.turns import Spread, Turn, device_turn, ratios, take_turns, wall_turn
 except ModuleNotFoundError as error:
     sys.exit(f"growth: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
 
 CLIFF = 1.5
-PASSES = {"forward": forward, "step": step}
 CONTENDERS = ("jaxnorm", BASELINE)
 # So many times the smallest call must a size take, to be judged.
 _LONG_ENOUGH = 3
 # As large as it must be for XLA to hand it to its threads, as all the others are.
 _SMALLEST = Shape(1, (16,), 64)
+
+
+class Sweep(NamedTuple):
+    """One size grows, the others stay."""
+
+    layout: Layout
+    sizes: tuple[int, ...]
+    shape: Callable[[int], Shape]
+
+
+# Powers of two and their neighbors, sides of 15 (225), and numbers without small factors. A batch of eight makes small
+# sizes long enough to time. Arrays stay below 32 MiB: larger ones glibc's malloc gets from the system at every call,
+# which is a step in the time of whatever is called.
+_POSITIONS = (64, 225, 256, 500, 512, 1001, 1024, 2048, 4095, 4096, 4097, 10000)
+_CHANNELS = (1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 48, 64, 65, 100, 127, 128)
+SWEEPS = {
+    "R, channels-last": Sweep("channels-last", _POSITIONS, lambda positions: Shape(8, (positions,), 64)),
+    "R, channels-first": Sweep("channels-first", _POSITIONS, lambda positions: Shape(8, (positions,), 64)),
+    "K": Sweep("channels-last", _CHANNELS, lambda channels: Shape(8, (4096,), channels)),
+    "B": Sweep("channels-last", (1, 2, 3, 4, 7, 8, 16, 32, 33), lambda batch: Shape(batch, (1024,), 64)),
+}
 
 
 @dataclass(frozen=True)
@@ -96,9 +116,10 @@ def measure(sweep: str, pass_name: str, seconds: float, compiler: Compiler | Non
     """The points of a sweep, by contender and size."""
     layout, sizes = SWEEPS[sweep].layout, SWEEPS[sweep].sizes
     shapes = {size: SWEEPS[sweep].shape(size) for size in sizes}
-    norms = {name: contenders(layout, "cpu")[name] for name in CONTENDERS}
-    turns = {(name, size): _turn(pass_name, norms[name], shapes[size], layout) for name in norms for size in sizes}
-    smallest = {(name, 0): _turn(pass_name, norms[name], _SMALLEST, layout) for name in norms}
+    case = Case(sweep, _SMALLEST, layout, "float32", pass_name)
+    norms = {name: contenders(case, "cpu")[name] for name in CONTENDERS}
+    turns = {(name, size): _turn(replace(case, shape=shapes[size]), norms[name]) for name in norms for size in sizes}
+    smallest = {(name, 0): _turn(case, norms[name]) for name in norms}
     taken = take_turns(turns | smallest, seconds)
     points = []
     for name, norm in norms.items():
@@ -109,7 +130,7 @@ def measure(sweep: str, pass_name: str, seconds: float, compiler: Compiler | Non
         ]
         for size in sizes:
             array = shapes[size].array(layout)
-            count = functools.partial(moved, PASSES[pass_name](norm), array, shapes[size].channels)
+            count = functools.partial(moved, WRAP[pass_name](norm), array, shapes[size].channels)
             points.append(
                 Point(
                     sweep=sweep,
@@ -134,10 +155,9 @@ def moved(function: Callable[..., Any], array: tuple[int, ...], channels: int, l
     return moved_bytes(lower(function, x, value, value, x).compile().as_text()) / (x.size * x.dtype.itemsize)
 
 
-def _turn(pass_name: str, norm: Norm, shape: Shape, layout: Layout) -> Turn:
-    x, dy = jax.random.normal(jax.random.key(0), (2, *shape.array(layout)))
+def _turn(case: Case, norm: Norm) -> Turn:
     make_turn = wall_turn if jax.default_backend() == "cpu" else device_turn
-    return make_turn(jax.jit(PASSES[pass_name](norm)), x, jnp.ones(shape.channels), jnp.zeros(shape.channels), dy)
+    return make_turn(call(case, norm))
 
 
 def _per_element(taken: list[float], floor: list[float], elements: int) -> list[float]:

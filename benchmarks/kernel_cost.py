@@ -4,10 +4,9 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import replay
-import timeline
-from machine_code import Code, Instruction, Span, pieces
-from timeline import Chip, Sweep, Work
+from benchmarks import replay, timeline
+from benchmarks.machine_code import Code, Instruction, Span, pieces
+from benchmarks.timeline import Chip, Sweep, Work
 
 _THREADS = 128
 # Of an SM, for Hopper and data center Blackwell: shared memory, of which the system takes some for every thread block,

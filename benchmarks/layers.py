@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax
 
 import jaxnorm
+from benchmarks.shapes import ACTIVATIONS as NAMES
+from benchmarks.shapes import EPSILON
 
-EPSILON = 1e-5
 Activation = Callable[[jax.Array], jax.Array]
-# By kind: a comparison, an exponential function, and one of those with a polynomial.
-ACTIVATIONS: dict[str, Activation] = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
+ACTIVATIONS: dict[str, Activation] = {name: getattr(jax.nn, name) for name in NAMES}
 # Called inside a network, where it makes its layer: (x, activation) -> activation(norm(x)), in the dtype of x.
 Layer = Callable[[jax.Array, Activation], jax.Array]
 
@@ -39,7 +39,7 @@ LAYERS: dict[str, Layer] = {
     "no norm": lambda x, activation: activation(x),
     "jaxnorm": _fused,
     "jaxnorm, activation apart": _separate,
-    "flax": _flax,
-    "flax, stable": _flax_stable,
-    "flax GroupNorm": _flax_group_norm,
+    "Flax": _flax,
+    "Flax, stable": _flax_stable,
+    "Flax GroupNorm": _flax_group_norm,
 }

@@ -1,6 +1,6 @@
 """Peak memory of a training step of a small U-Net, with jaxnorm's layer, Flax's, and none.
 
-    python benchmarks/memory.py
+    python -m benchmarks.memory
 
 Each layer has a process of its own. Temporary memory is what XLA reserves for the compiled step beside its arguments
 and results; the peak of the process is what the operating system saw. With the aot extra the step is compiled for an
@@ -22,9 +22,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 try:
     import jax
-    from layers import LAYERS
-    from report import add_output_options, describe, machine, progress, publish, table
-    from segmentation import IMAGES, arguments, training_step
+
+    from benchmarks.layers import LAYERS
+    from benchmarks.report import add_output_options, describe, machine, progress, publish, table
+    from benchmarks.segmentation import IMAGES, arguments, training_step
 except ModuleNotFoundError as error:
     sys.exit(f"memory: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
 
@@ -79,7 +80,7 @@ def compile_for_h100(layer: str) -> dict[str, int]:
     """Bytes of temporary memory."""
     # Nothing is run: without autotuning the compiler needs no GPU.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-    from aot import Compiler
+    from benchmarks.aot import Compiler
 
     compiler = Compiler("H100")
     given = jax.eval_shape(lambda: arguments(layer))
@@ -94,10 +95,10 @@ def compile_for_h100(layer: str) -> dict[str, int]:
 
 def report(results: dict[str, dict[str, Any]], facts: dict[str, Any]) -> str:
     """A Markdown table."""
-    compiled_for = [key for key in results["flax"] if key.startswith("H100")]
+    compiled_for = [key for key in results["Flax"] if key.startswith("H100")]
 
     def beside(layer: str, key: str) -> str:
-        ours, flax = results[layer][key], results["flax"][key]
+        ours, flax = results[layer][key], results["Flax"][key]
         return f"{ours / _MIB:.0f} MiB ({ours / flax:.2f})"
 
     header = ["", "temporary", "peak of the process", "peak before the first step", "compile time"]

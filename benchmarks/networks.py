@@ -1,6 +1,6 @@
 """What the norms of small networks cost in a training step: time, memory, and time to compile.
 
-    python benchmarks/networks.py
+    python -m benchmarks.networks
 
 Each network is trained without norms, with Flax's layer, with jaxnorm's layer and a separate activation after it, and
 with jaxnorm's layer that computes the activation. Steps take turns. What the norms add is the difference between a step
@@ -18,13 +18,14 @@ from typing import Any
 try:
     import flax.linen as nn
     import jax
-    from contenders import BASELINE
-    from generator import Generator
-    from hlo import instructions
-    from layers import LAYERS, Layer
-    from report import add_output_options, describe, machine, progress, publish, table
-    from segmentation import UNet, gradient_descent
-    from turns import Spread, take_turns, wall_turn
+
+    from benchmarks.contenders import BASELINE
+    from benchmarks.generator import Generator
+    from benchmarks.hlo import instructions
+    from benchmarks.layers import LAYERS, Layer
+    from benchmarks.report import add_output_options, describe, machine, progress, publish, table
+    from benchmarks.segmentation import UNet, gradient_descent
+    from benchmarks.turns import Spread, take_turns, wall_turn
 except ModuleNotFoundError as error:
     sys.exit(f"networks: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
 
@@ -98,7 +99,7 @@ def measure(name: str, network: Network, seconds: float, compilations: int) -> l
         for layer, model in models.items():
             cpu_seconds, compiled[layer] = compile_step(gradient_descent(model), given[layer])
             taken[layer].append(cpu_seconds)
-    steps = take_turns({layer: wall_turn(compiled[layer], *given[layer]) for layer in models}, seconds)
+    steps = take_turns({layer: wall_turn(_waiting(compiled[layer], given[layer])) for layer in models}, seconds)
     return [
         Result(
             network=name,
@@ -112,6 +113,10 @@ def measure(name: str, network: Network, seconds: float, compilations: int) -> l
         )
         for layer in models
     ]
+
+
+def _waiting(function: Callable[..., Any], given: tuple[Any, ...]) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(function(*given))
 
 
 def compile_step(step: Callable[..., Any], given: tuple[Any, ...]) -> tuple[float, Any]:

@@ -1,6 +1,6 @@
 """The kernel once, forward and backward, for compute-sanitizer and ncu.
 
-python benchmarks/one_case.py [SHAPE [DTYPE]]
+python -m benchmarks.one_case [SHAPE [DTYPE]]
 
 SHAPE is channels-last. By default two samples of 1089 x 8 numbers, in a cluster of two thread blocks with a ragged end.
 """

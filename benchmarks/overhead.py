@@ -1,6 +1,6 @@
 """What a small call costs beside its arithmetic: tracing and compiling it the first time, and dispatch after that.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 
 Contenders take turns; each figure is a median over rounds with its quartiles. Before every first call JAX forgets all
 that it traced and compiled.
@@ -15,15 +15,15 @@ from typing import Any
 
 try:
     import jax
-    import jax.numpy as jnp
-    from contenders import Norm, contenders, forward, step
-    from report import add_output_options, describe, machine, progress, publish, table
-    from shapes import Shape
-    from turns import Spread, take_turns, wall_turn
+
+    from benchmarks.contenders import Norm, arguments, contenders, forward, step
+    from benchmarks.report import add_output_options, describe, machine, progress, publish, table
+    from benchmarks.shapes import Case, Shape
+    from benchmarks.turns import Spread, take_turns, wall_turn
 except ModuleNotFoundError as error:
     sys.exit(f"overhead: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
 
-SMALL = Shape(1, (8, 8), 16)
+SMALL = Case("small", Shape(1, (8, 8), 16), "channels-last", "float32")
 STAGES = ("trace", "lower", "compile", "run", "first call")
 CACHED = ("cached call under jit", "cached call without jit")
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=_at_least_two, default=9, help="first calls per contender (default 9)")
     add_output_options(parser, plot=False)
     chosen = parser.parse_args(argv)
-    norms = contenders("channels-last", jax.default_backend())
+    norms = contenders(SMALL, jax.default_backend())
     results = {
         wrap.__name__: cached_calls(norms, wrap) | first_calls(norms, wrap, chosen.rounds) for wrap in (forward, step)
     }
@@ -42,28 +42,26 @@ def main(argv: list[str] | None = None) -> None:
     publish(chosen, report(results, facts), {"machine": facts, "shape": SMALL, "results": results})
 
 
-def arguments() -> tuple[jax.Array, ...]:
-    """x, gamma, beta and dy."""
-    x, dy = jax.random.normal(jax.random.key(0), (2, *SMALL.array("channels-last")))
-    return x, jnp.ones(SMALL.channels), jnp.zeros(SMALL.channels), dy
-
-
 def cached_calls(norms: dict[str, Norm], wrap: Callable[[Norm], Any]) -> dict[str, dict[str, Spread]]:
     """Seconds per call of each contender: {CACHED: {contender: seconds}}."""
-    given = arguments()
+    given = arguments(SMALL)
     functions = {CACHED[0]: lambda norm: jax.jit(wrap(norm)), CACHED[1]: wrap}
     return {
         kind: {
             name: Spread.of(taken)
-            for name, taken in take_turns({n: wall_turn(make(f), *given) for n, f in norms.items()}, 2).items()
+            for name, taken in take_turns({n: wall_turn(_waiting(make(f), given)) for n, f in norms.items()}, 2).items()
         }
         for kind, make in functions.items()
     }
 
 
+def _waiting(function: Callable[..., Any], given: tuple[jax.Array, ...]) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(function(*given))
+
+
 def first_calls(norms: dict[str, Norm], wrap: Callable[[Norm], Any], rounds: int) -> dict[str, dict[str, Spread]]:
     """Seconds of each stage of each contender: {STAGES: {contender: seconds}}."""
-    given = arguments()
+    given = arguments(SMALL)
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in norms}
     # The first round is not kept: what is imported or set up once per process falls into it.
     for round_number in progress(range(rounds + 1), f"first calls, {wrap.__name__}"):

@@ -7,58 +7,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 
-def draw_speeds(results: list[Any], file: pathlib.Path, title: str) -> None:
-    """Speed beside Flax's default: a row of panels per pass, a column per dtype and layout.
-
-    Args:
-      results: of compare.py.
-      file: the picture.
-      title: the machine, the versions and the date.
-    """
-    shapes = list(dict.fromkeys(r.case.name for r in results))
-    passes = list(dict.fromkeys(r.case.pass_name for r in results))
-    columns = list(dict.fromkeys((r.case.dtype, r.case.layout) for r in results))
-    names = [name for name in dict.fromkeys(r.contender for r in results) if name != "flax"]
-    figure = Figure(figsize=(2 + 3.6 * len(columns), 2 + 0.35 * len(shapes) * len(passes)), layout="constrained")
-    panels = figure.subplots(len(passes), len(columns), sharex=True, sharey=True, squeeze=False)
-    for i, pass_name in enumerate(passes):
-        for j, column in enumerate(columns):
-            panel = panels[i, j]
-            panel.axvline(1, color="black", linewidth=0.8)
-            panel.grid(axis="both", which="both", linewidth=0.3)
-            panel.set_title(f"{pass_name}, {', '.join(column)}", fontsize="medium")
-            for k, name in enumerate(names):
-                chosen = [
-                    r
-                    for r in results
-                    if (r.case.pass_name, (r.case.dtype, r.case.layout), r.contender) == (pass_name, column, name)
-                ]
-                _dots(panel, chosen, shapes, name, offset=0.6 * (k / max(1, len(names) - 1) - 0.5), color=f"C{k}")
-    panels[0, 0].set_xscale("log", base=2)
-    panels[0, 0].xaxis.set_major_formatter("{x:g}")
-    panels[0, 0].set_yticks(range(len(shapes)), shapes)
-    panels[0, 0].invert_yaxis()
-    handles = {name: handle for p in panels.flat for handle, name in zip(*p.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
-    figure.suptitle(
-        "relu(norm(x)): speed in multiples of flax.linen.InstanceNorm (default), median and quartiles over rounds; "
-        f"right of the line is faster\n{title}",
-        fontsize="small",
-    )
-    figure.savefig(file, dpi=110)
-
-
-def _dots(panel: Any, results: list[Any], shapes: list[str], name: str, *, offset: float, color: str) -> None:
-    if not results:
-        return
-    middle = [r.speed.median for r in results]
-    around = [[r.speed.median - r.speed.low for r in results], [r.speed.high - r.speed.median for r in results]]
-    heights = [shapes.index(r.case.name) + offset for r in results]
-    # jaxnorm stands out.
-    size = 7 if name.startswith("jaxnorm") else 4
-    panel.errorbar(middle, heights, xerr=around, fmt="o", markersize=size, color=color, label=name, linewidth=1)
-
-
 def draw_growth(points: list[Any], file: pathlib.Path, title: str) -> None:
     """Time per element and bytes moved against the size: a column of panels per sweep.
 

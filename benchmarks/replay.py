@@ -13,7 +13,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
-from machine_code import Instruction
+from benchmarks.machine_code import Instruction
 
 # Pipe of a scheduler, and the cycles for which an instruction keeps it: 32 lanes through 32, 16 or 4 units.
 _PIPES = {

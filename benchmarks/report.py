@@ -54,6 +54,15 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, header, tablefmt="pipe", colalign=columns, disable_numparse=True)
 
 
+def figure(width: float, height: float) -> Any:
+    """An empty Matplotlib figure, in inches, whose text is legible where the picture is 660 pixels wide."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["font.size"] = 9
+    return Figure(figsize=(width, height), dpi=200, layout="constrained")
+
+
 def add_output_options(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
     parser.add_argument("--markdown", type=_file, metavar="FILE", help="write what is printed there too")
     parser.add_argument("--json", type=_file, metavar="FILE", help="write all figures there")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from layers import LAYERS, Activation, Layer
+
+from benchmarks.layers import LAYERS, Activation, Layer
 
 IMAGES = (4, 256, 256, 1)
 

@@ -1,7 +1,7 @@
 """What limits the speed of the kernel, counted on its machine code and modelled: a Markdown table.
 
-    python benchmarks/throughput.py
-    python benchmarks/throughput.py --gpus H100 --activations relu gelu --shapes 8x64x64x256
+    python -m benchmarks.throughput
+    python -m benchmarks.throughput --gpus H100 --activations relu gelu --shapes 8x64x64x256
 
 Compiled for GPUs that are not there. Counted are warp instructions per 32 elements in the sweeps over shared memory;
 thread blocks per SM and waves follow from registers, shared memory and the size of the chip. The share of a copy comes
@@ -26,13 +26,13 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune
 try:
     import jax
     import jax.numpy as jnp
-    import kernel_cost
-    import machine_code
-    from aot import Compiler
-    from kernel_cases import CASES
-    from report import add_output_options, describe, machine, progress, publish
     from tabulate import tabulate
-    from timeline import CHIPS
+
+    from benchmarks import kernel_cost, machine_code
+    from benchmarks.aot import Compiler
+    from benchmarks.kernel_cases import CASES
+    from benchmarks.report import add_output_options, describe, machine, progress, publish
+    from benchmarks.timeline import CHIPS
 except ModuleNotFoundError as error:
     sys.exit(f"throughput: {error.name} is not installed. Install what it needs: pip install 'jaxnorm[bench,aot]'")
 

@@ -1,7 +1,7 @@
 """What the norm costs in a network, counted on what XLA compiles for GPUs that need not be there: Markdown tables.
 
-    python benchmarks/traffic.py
-    python benchmarks/traffic.py --gpus B200 L40S --seed 7
+    python -m benchmarks.traffic
+    python -m benchmarks.traffic --gpus B200 L40S --seed 7
 
 A block of matmul, norm, activation and matmul with its loss and all gradients, minus the same block without norm and
 activation, on shapes that are listed and on others that are drawn.
@@ -29,12 +29,12 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from aot import GPUS, Compiler
-from hlo import Operation, operations
-from layers import ACTIVATIONS
-from report import add_output_options, progress, publish, table
-from turns import geometric_mean
 
+from benchmarks.aot import GPUS, Compiler
+from benchmarks.hlo import Operation, operations
+from benchmarks.layers import ACTIVATIONS
+from benchmarks.report import add_output_options, progress, publish, table
+from benchmarks.turns import geometric_mean
 from jaxnorm import explain, instance_norm
 
 
@@ -188,7 +188,17 @@ def compile_all(gpu: str, cases: list[Case]) -> None:
 
 def rows_of(gpu: str, seed: int, number: int) -> list[dict]:
     """Of the listed cases, then of the drawn ones."""
-    command = [sys.executable, __file__, "--compile", gpu, "--seed", str(seed), "--drawn", str(number)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.traffic",
+        "--compile",
+        gpu,
+        "--seed",
+        str(seed),
+        "--drawn",
+        str(number),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         rows = [
             json.loads(process.stdout.readline() or "null")

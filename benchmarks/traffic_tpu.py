@@ -1,6 +1,6 @@
 """What the norm costs in a network, counted on what XLA compiles for a TPU v5e: a Markdown table.
 
-    python benchmarks/traffic_tpu.py --seeds 0 1
+    python -m benchmarks.traffic_tpu --seeds 0 1
 
 The block of traffic.py, minus the same block without norm and activation, on cases that are drawn. Here XLA fuses a
 norm with the matmuls beside it: counted are all bytes that are read from and written to HBM, in sizes of x. Nothing was
@@ -12,15 +12,16 @@ import functools
 import math
 
 # First: it says what libtpu needs when JAX starts.
-from aot_tpu import VECTOR_MEMORY, TpuCompiler  # isort: skip
+from benchmarks.aot_tpu import VECTOR_MEMORY, TpuCompiler  # isort: skip
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hlo import moved_bytes
-from layers import ACTIVATIONS
-from report import add_output_options, progress, publish, table
-from traffic import Case, block, flax_norm, norm_of
+
+from benchmarks.hlo import moved_bytes
+from benchmarks.layers import ACTIVATIONS
+from benchmarks.report import add_output_options, progress, publish, table
+from benchmarks.traffic import Case, block, flax_norm, norm_of
 
 LARGEST = 2**30
 

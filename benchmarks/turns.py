@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 # A turn is that many calls in a row; it returns the seconds per call.
 Turn = Callable[[int], float]
 
@@ -34,7 +32,7 @@ class Spread:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
-def take_turns[Name](turns: dict[Name, Turn], seconds: float) -> dict[Name, list[float]]:
+def take_turns(turns: dict[Any, Turn], seconds: float) -> dict[Any, list[float]]:
     """Seconds per call of each contender in each round.
 
     Args:
@@ -43,7 +41,7 @@ def take_turns[Name](turns: dict[Name, Turn], seconds: float) -> dict[Name, list
     """
     calls = {name: _calls(turn) for name, turn in turns.items()}
     order = random.Random(0)
-    kept: dict[Name, list[float]] = {name: [] for name in turns}
+    kept: dict[Any, list[float]] = {name: [] for name in turns}
     start, rounds = time.perf_counter(), 0
     while rounds < _FEWEST_ROUNDS or (rounds < _MOST_ROUNDS and time.perf_counter() - start < seconds):
         # Shuffled, so that nobody always follows the same one.
@@ -62,21 +60,21 @@ def geometric_mean(values: list[float]) -> float:
     return statistics.geometric_mean(values) if values else math.nan
 
 
-def wall_turn(function: Callable[..., Any], *arguments: Any) -> Turn:
-    """Wall time from the call to the result, on a CPU."""
+def wall_turn(call: Callable[[], Any]) -> Turn:
+    """Wall time of a function that makes one call and waits for it, on a CPU."""
 
     def turn(calls: int) -> float:
-        # Not timed: caches and threads are those of the contender before.
-        jax.block_until_ready(function(*arguments))
+        # The first call is not timed: it finds the caches and threads as the contender before left them.
+        call()
         start = time.perf_counter()
         for _ in range(calls):
-            jax.block_until_ready(function(*arguments))
+            call()
         return (time.perf_counter() - start) / calls
 
     return turn
 
 
-def device_turn(function: Callable[..., Any], *arguments: Any) -> Turn:
+def device_turn(call: Callable[[], Any]) -> Turn:
     """Time in kernels on a GPU, as CUPTI reports it: launches and gaps between kernels do not count.
 
     The arrays of all calls are the same ones, so that small ones stay in the cache, those of the copy too.
@@ -84,7 +82,7 @@ def device_turn(function: Callable[..., Any], *arguments: Any) -> Turn:
     from jax.experimental.mosaic.gpu import profiler
 
     def turn(calls: int) -> float:
-        _, milliseconds = profiler.measure(function, iterations=calls)(*arguments)
+        _, milliseconds = profiler.measure(call, iterations=calls)()
         if milliseconds is None:
             raise RuntimeError("CUPTI saw no kernel: the call ran on no GPU")
         return statistics.fmean(milliseconds if calls > 1 else [milliseconds]) / 1e3

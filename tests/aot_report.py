@@ -20,12 +20,12 @@ import sys
 import as_if_proven
 import jax
 import jax.numpy as jnp
-import traffic
 from activations import ACTIVATIONS
-from aot import Compiler, shared_memory
-from hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
 from jax.sharding import AxisType
 
+from benchmarks import traffic
+from benchmarks.aot import Compiler, shared_memory
+from benchmarks.hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
 from jaxnorm import instance_norm, pallas_kernel
 from jaxnorm.gpu import tiling
 from jaxnorm.gpu.devices import DEVICES

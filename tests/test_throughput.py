@@ -5,14 +5,10 @@ import concurrent.futures
 import json
 import multiprocessing
 
-import kernel_cost
-import machine_code
 import pytest
-import replay
-import throughput
-import timeline
-from timeline import CHIPS, Sweep, Work
 
+from benchmarks import kernel_cost, machine_code, replay, throughput, timeline
+from benchmarks.timeline import CHIPS, Sweep, Work
 from jaxnorm.gpu import copies, devices, tiling
 
 # Warp instructions per 32 elements, forward and backward, and the least modelled share of a copy.

@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("libtpu", reason="needs the TPU compiler")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
+ROOT = pathlib.Path(__file__).parents[1]
 # Cases beyond vector memory are drawn; Flax's stable variance beside jaxnorm, in units that the norm adds.
 PROGRAM = """
 import json
-import aot_tpu
-import numpy as np, traffic_tpu
+from benchmarks import aot_tpu
+import numpy as np
+from benchmarks import traffic_tpu
 compiler, rng = aot_tpu.TpuCompiler(), np.random.default_rng(20261124)
 for case in [traffic_tpu.draw(rng) for _ in range(4)]:
     _, stable, ours = traffic_tpu.added(compiler, case).values()
@@ -28,7 +29,7 @@ def test_a_block_moves_less_than_with_the_stable_variance_of_flax():
     """One reading of x less, for a sixteenth: Flax reads x for the mean, then for the variance."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(BENCHMARKS), str(BENCHMARKS.parent)))},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
