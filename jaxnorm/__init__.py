@@ -3,8 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxnorm.explain import explain
 from jaxnorm.functional import instance_moments, instance_norm
-from jaxnorm.report.explain import explain
 from jaxnorm.version import __version__
 
 if TYPE_CHECKING:

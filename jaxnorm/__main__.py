@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.arguments import Implementation
+from jaxnorm.explain import explain
 from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.report.explain import explain
 from jaxnorm.version import __version__
 
 

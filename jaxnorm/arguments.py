@@ -239,6 +239,15 @@ def check_axis_name(axis_name: Any, axis_index_groups: Any) -> None:
         )
 
 
+def check_activation(activation: Any) -> None:
+    """None, or a function."""
+    if activation is not None and not callable(activation):
+        got = "an array: pass the function, not its result" if is_array(activation) else shown(activation)
+        raise TypeError(
+            f"activation must be None or a function of one array: got {got}. Pass a function such as jax.nn.relu."
+        )
+
+
 def check_implementation(implementation: Any) -> None:
     """None chooses; a name insists."""
     if implementation is not None and implementation not in get_args(Implementation):

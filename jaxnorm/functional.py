@@ -1,6 +1,5 @@
 """The public functions: check the arguments, choose an implementation."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,12 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference, xla
+from jaxnorm import arguments, op, reference, sharding
+from jaxnorm.activation import apply_after, resolve
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
-from jaxnorm.gpu.devices import Device, target
+from jaxnorm.call import Arguments, Call, Statistics
 from jaxnorm.layout import Layout
-from jaxnorm.passes import Call
-from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit, varying_axes
 
 
 def instance_norm(
@@ -121,7 +119,7 @@ def normalize(
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
     implementation: Implementation | None = None,
-) -> tuple[jax.Array, xla.Statistics]:
+) -> tuple[jax.Array, Statistics]:
     """The result of instance_norm, and the statistics as constants, (N, C) each, for a running average."""
     x = arguments.check_input(x)
     channel_axes = arguments.check_channel_axes(x.shape, channel_axis)
@@ -132,35 +130,29 @@ def normalize(
     dtype = reference.statistics_dtype(x.dtype)
     eps = arguments.check_eps(eps, dtype)
     where = arguments.check_where(where, x.shape)
-    moments = arguments.check_moments(moments, x.shape, channel_axes, where)
+    mean, variance = arguments.check_moments(moments, x.shape, channel_axes, where) or (None, None)
     arguments.check_axis_name(axis_name, axis_index_groups)
-    prepared = activations.prepare(activation, dtype, varying_axes(x))
+    arguments.check_activation(activation)
     arguments.check_implementation(implementation)
-    layout = Layout(x.shape, channel_axes)
+    if where is not None:
+        where = jnp.expand_dims(where, tuple(range(x.ndim - where.ndim)))
+    if moments is not None:
+        # Nothing is reduced then.
+        axis_name = axis_index_groups = None
 
-    needs = {
-        f"axis_name={axis_name!r} outside shard_map": moments is None and not is_manual(x, axis_name),
-        "axis_index_groups": moments is None and axis_index_groups is not None,
-    }
-    if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
-        name = axis_name if moments is None else None
-        call = Call(channel_axes, eps, prepared.function, residual is not None, name, implementation)
-        return _fused(call, x, gamma, beta, prepared.captures, residual, where, moments)
-    y, statistics = reference.normalize(
-        x,
-        None if gamma is None else layout.expand(gamma),
-        None if beta is None else layout.expand(beta),
-        residual,
-        axes=layout.spatial_axes,
-        eps=eps,
-        activation=activation,
-        where=where,
-        given=None if moments is None else _given(moments, layout, eps, dtype),
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-    )
-    center, delta, rstd = (jnp.broadcast_to(v, layout.expanded).reshape(layout.instances) for v in statistics)
-    return y, lax.stop_gradient(xla.Statistics(center, delta, rstd))
+    resolved, result_dtype = resolve(activation, x, dtype), x.dtype
+    if resolved.after is not None:
+        # The activation sees the result of the norm before it is rounded.
+        x, residual = (None if value is None else value.astype(dtype) for value in (x, residual))
+    given = Arguments(x, gamma, beta, residual, where, mean, variance)
+    call = Call(channel_axes, eps, resolved.fused, axis_name, implementation)
+    if _is_fused(call, x, axis_index_groups):
+        y, statistics = _fused(call, given)
+    else:
+        y, statistics = _plain(call, given, axis_index_groups)
+    if resolved.after is not None:
+        y = apply_after(resolved.after, y, result_dtype)
+    return y, lax.stop_gradient(statistics)
 
 
 def instance_moments(
@@ -204,43 +196,26 @@ def instance_moments(
     return mean.reshape(layout.instances), variance.reshape(layout.instances)
 
 
-def _is_fused(implementation: Implementation | None, beyond_fused: list[str]) -> bool:
-    """Whether a fused implementation computes the call; if one that cannot was named, the reason why not.
-
-    Args:
-      implementation: the user's choice.
-      beyond_fused: what the call asks for that the fused implementations do not compute.
-    """
-    if implementation in ("xla", "pallas") and beyond_fused:
+def _is_fused(call: Call, x: jax.Array, axis_index_groups: Any) -> bool:
+    """Whether a fused implementation computes the call; raises where one was named that does not."""
+    needs = {
+        f"axis_name={call.axis_name!r} outside shard_map": not sharding.is_manual(x, call.axis_name),
+        "axis_index_groups": axis_index_groups is not None,
+    }
+    beyond_fused = [need for need, is_needed in needs.items() if is_needed]
+    if call.implementation in ("xla", "pallas") and beyond_fused:
         raise ValueError(
-            f"implementation={implementation!r} does not compute {' and '.join(beyond_fused)}. "
+            f"implementation={call.implementation!r} does not compute {' and '.join(beyond_fused)}. "
             "Pass implementation=None or 'reference'."
         )
-    return not beyond_fused and implementation != "reference"
+    return not beyond_fused and call.implementation != "reference"
 
 
-def _given(moments: Any, layout: Layout, eps: float, dtype: Any) -> tuple[jax.Array, Any, Any]:
-    """Center, delta and rstd of statistics that are given, to broadcast against x."""
-    mean, variance = (layout.expand(value.astype(dtype)) for value in moments)
-    return mean, 0, lax.rsqrt(variance + eps)
-
-
-def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Statistics]:
-    """normalize by a fused implementation, wherever x lies.
-
-    Args:
-      call: the static half.
-      x, others: the arguments of derivatives.instance_norm.
-    """
-    if is_explicit(x):
-        y, statistics = partitioning.over_explicit_axes(_fused, call, x, *others)
-        return y, statistics
-    is_whole = call.axis_name is None and not is_partly_manual(x)
-    call = dataclasses.replace(call, device=target(x) if is_whole else None, split_by_jit=is_split_by_jit(x))
-    if call.implementation == "pallas" and call.device is None:
-        call = dataclasses.replace(call, device=_interpreted_device(call, x), split_by_jit=False)
+def _fused(call: Call, given: Arguments) -> tuple[jax.Array, Statistics]:
     try:
-        return derivatives.instance_norm(call, x, *others)
+        if sharding.is_explicit(given.x):
+            return sharding.over_explicit_axes(op.normalize, call, given)
+        return op.normalize(call, given)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -250,19 +225,23 @@ def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Stati
         ) from error
 
 
-def _interpreted_device(call: Call, x: jax.Array) -> Device:
-    """The GPU that is played on a CPU, for a kernel that must run and has no GPU."""
-    if call.axis_name is not None:
-        reason = f"normalizes instances that lie on one device whole: these are spread over {call.axis_name!r}"
-    elif is_partly_manual(x):
-        mesh = jax.typeof(x).sharding.mesh
-        reason = f"cannot be divided by jit inside shard_map: only {mesh.manual_axes} of {mesh.axis_names} are manual"
-    else:
-        device = choice.interpreted_device()
-        if device is not None:
-            return device
-        reason = (
-            "needs a CUDA GPU, or a CPU inside force_gpu_interpret_mode of jax.experimental.pallas.mosaic_gpu: the "
-            "computation is for neither"
-        )
-    raise ValueError(f"implementation='pallas' {reason}. Pass implementation=None or 'xla'.")
+def _plain(call: Call, given: Arguments, axis_index_groups: Any) -> tuple[jax.Array, Statistics]:
+    """The result by the plain formula."""
+    x, gamma, beta, residual, where, mean, variance = given
+    moments = None
+    if mean is not None and variance is not None:
+        variance = variance.astype(reference.statistics_dtype(x.dtype))
+        moments = mean, variance, lax.rsqrt(variance + call.eps)
+    return reference.normalize(
+        call.layout(x.shape),
+        x,
+        gamma,
+        beta,
+        residual,
+        eps=call.eps,
+        activation=call.activation,
+        where=where,
+        given=moments,
+        axis_name=call.axis_name,
+        axis_index_groups=axis_index_groups,
+    )
