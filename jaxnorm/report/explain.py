@@ -1,7 +1,9 @@
 """What a call would run on a GPU, and why."""
 
 import dataclasses
+import difflib
 import functools
+import re
 from typing import Any
 
 import jax
@@ -19,6 +21,9 @@ from jaxnorm.layout import Layout
 # for the result; backward x and dy for the sums, x, dy and dx for the result.
 _XLA_FORWARD = 3 + 1 / 16
 _XLA_BACKWARD = 5
+
+# GPUs before Ampere.
+_TOO_OLD = re.compile(r"\b(K\d+|M\d+|P\d+|V100\w*|T4|TITAN|GTX|RTX 20\d\d|QUADRO)\b", re.IGNORECASE)
 
 # Sizes of x that each implementation moves.
 _Units = dict[Implementation, float]
@@ -42,12 +47,19 @@ class Pass:
     bytes_moved: int | None
 
     def __repr__(self) -> str:
-        head = f"{self.name}: {self.implementation}"
-        if self.bytes_moved is not None:
-            head += f", moves {_size(self.bytes_moved)}"
+        return f"{self.head}\n  {self.details}"
+
+    @property
+    def head(self) -> str:
+        """The implementation, in a line."""
+        moved = "" if self.bytes_moved is None else f", moves {_size(self.bytes_moved)}"
+        return f"{self.name}: {self.implementation}{moved}"
+
+    @property
+    def details(self) -> str:
+        """The tile of the kernel, or the reason why there is none."""
         if isinstance(self.tile, NoTile):
-            why_not = "raises" if self.implementation == "pallas" else "why not the kernel"
-            return f"{head}\n  {why_not}: {self.tile.reason}"
+            return f"{'raises' if self.implementation == 'pallas' else 'kernel'}: {self.tile.reason}"
         tile = self.tile
         shared = {
             "alone": "no clusters",
@@ -56,8 +68,7 @@ class Pass:
         }[tile.meeting]
         part = "" if not tile.streamed else f", which is {tile.share:.0%} of an instance: the rest is read twice"
         return (
-            f"{head}\n"
-            f"  thread blocks: {tile.thread_blocks}, {shared}\n"
+            f"thread blocks: {tile.thread_blocks}, {shared}\n"
             f"  each holds: {tile.arrays} x {tile.boxes} boxes of {tile.rows} rows of {tile.row_bytes} bytes{part}\n"
             f"  shared memory: {_size(tile.shared_memory)} per thread block, {tile.copies} copies"
         )
@@ -83,7 +94,11 @@ class Explanation:
         if self.device is not None:
             major, minor = self.device.compute_capability
             facts = f"compute capability {major}.{minor}, {self.device.sm_count} SMs"
-        return f"device: {self.device_name}, {facts}\n{self.forward}\n{self.backward}"
+        device = f"device: {self.device_name}, {facts}"
+        if isinstance(self.forward.tile, NoTile) and self.forward.details == self.backward.details:
+            # One reason for both passes is said once.
+            return f"{device}\n{self.forward.head}\n{self.backward.head}\n{self.forward.details}"
+        return f"{device}\n{self.forward}\n{self.backward}"
 
 
 def explain(
@@ -198,7 +213,11 @@ def _device(name: str | None, x: Any) -> tuple[str, Device | None]:
         )
     known = named(name)
     if known is None:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, or None for the current one: got {name!r}.")
+        reason = f"device must be None, for the current one, or the name of a known GPU: got {name!r}"
+        if _TOO_OLD.search(name):
+            reason = f"{name} is too old: compute capability 8.0 is needed"
+        nearest = difflib.get_close_matches(name.upper(), DEVICES, n=3, cutoff=0)
+        raise ValueError(f"{reason}. The nearest names are {', '.join(nearest)}.")
     return name, known
 
 
