@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,11 @@ AxisIndexGroups = Sequence[Sequence[int]]
 
 def channel_axes(shape: tuple[int, ...], feature_axes: Axes) -> tuple[int, ...]:
     """The axes of the channels, sorted. Flax accepts an axis that is named twice, such as (-1, 3), so we do too."""
-    rank = len(shape)
-    axes = tuple(feature_axes) if isinstance(feature_axes, Iterable) else (feature_axes,)
-    once = {axis % rank if isinstance(axis, Integral) and -rank <= axis < rank else axis for axis in axes}
-    return arguments.check_channel_axes(shape, tuple(once), "feature_axes")
+    if isinstance(feature_axes, Iterable):
+        rank = len(shape)
+        # What is no axis of x stays as it is, for the message.
+        feature_axes = tuple({axis % rank if axis in range(-rank, rank) else axis for axis in feature_axes})
+    return arguments.check_channel_axes(shape, feature_axes, "feature_axes")
 
 
 def normalize(
