@@ -1,5 +1,6 @@
 """The linen and the NNX layer as objects of one kind, ours or Flax's, so that one suite runs over both."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -27,7 +28,9 @@ class Linen:
         call = {"use_running_average": True} if options.get("track_running_stats") else {}
         # Where no axis is mapped, as most users do it.
         to_init = (nn if flax else jaxnorm).InstanceNorm(**RANDOM | outside)
-        self.variables = jax.jit(to_init.init)(jax.random.key(7), jnp.zeros(shape, "float32"), **call)
+        self.variables = jax.jit(functools.partial(to_init.init, **call))(
+            jax.random.key(7), jnp.zeros(shape, "float32")
+        )
 
     def __call__(self, x, **inputs):
         y, changed = self.module.apply(self.variables, x, mutable=["batch_stats"], **inputs)
@@ -37,6 +40,16 @@ class Linen:
     def functional(self):
         """(function of the parameters, x and so on; parameters)."""
         return self.module.apply, self.variables
+
+    def training(self):
+        """(function of the state, x and so on that gives y and the new averages; state)."""
+
+        def run(variables, x, **inputs):
+            inputs = {"use_running_average": False, **inputs}
+            y, changed = self.module.apply(variables, x, mutable=["batch_stats"], **inputs)
+            return y, changed["batch_stats"]
+
+        return run, self.variables
 
     @property
     def parameters(self):
@@ -63,6 +76,16 @@ class NNX:
     def functional(self):
         graph, state = nnx.split(self.module)
         return (lambda state, x, **inputs: nnx.merge(graph, state)(x, **inputs)), state
+
+    def training(self):
+        graph, state = nnx.split(self.module)
+
+        def run(state, x, **inputs):
+            layer = nnx.merge(graph, state)
+            y = layer(x, **{"use_running_average": False, **inputs})
+            return y, nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat))
+
+        return run, state
 
     @property
     def parameters(self):
