@@ -34,7 +34,7 @@ class InstanceNorm(nn.Module):
       use_fast_variance, force_float32_reductions: ignored; accepted for compatibility. The statistics are always the
         stable ones in at least float32, and cost no more.
       activation: None, or a function applied last, such as jax.nn.relu. A linen module, such as flax.linen.PReLU(), is
-        a submodule of the layer and has its parameters there.
+        a submodule of the layer and has its parameters there. A function may call modules, but not create them.
       implementation: as in jaxnorm.instance_norm.
       track_running_stats: whether to keep running averages of the mean and the unbiased variance of every channel,
         as torch.nn.InstanceNorm does with this argument: "mean" and "var" in the collection "batch_stats".

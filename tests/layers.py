@@ -89,22 +89,27 @@ class NNX:
 
     @property
     def parameters(self):
-        named = {"scale": self.module.scale, "bias": self.module.bias}
-        return {name: value[...] for name, value in named.items() if value is not None}
+        return parameters_of(self.module)
 
     @property
     def running(self):
         return self.module.mean[...], self.module.var[...]
 
 
+def parameters_of(module):
+    """The scale and the bias of an NNX layer, those that it has."""
+    named = {"scale": module.scale, "bias": module.bias}
+    return {name: value[...] for name, value in named.items() if value is not None}
+
+
 def normal(*shape, seed=0, dtype="float32"):
     return jnp.asarray(1 + 2 * np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
-def assert_is_the_formula(y, layer, x, channel_axes=(-1,), eps=1e-6, **options):
-    """y against float64, from the parameters of the layer."""
+def assert_is_the_formula(y, parameters, x, channel_axes=(-1,), eps=1e-6, **options):
+    """y of a layer with these parameters against float64."""
     sizes = [x.shape[axis] for axis in sorted(axis % x.ndim for axis in channel_axes)]
-    gamma, beta = (layer.parameters.get(name) for name in ("scale", "bias"))
+    gamma, beta = (parameters.get(name) for name in ("scale", "bias"))
     gamma, beta = (None if value is None else np.asarray(value).reshape(sizes) for value in (gamma, beta))
     exact, magnitude = oracle.instance_norm(x, gamma, beta, eps, channel_axes=channel_axes, **options)
     positions = math.prod(x.shape[axis] for axis in oracle.spatial_axes(x.ndim, channel_axes))

@@ -145,7 +145,7 @@ def test_the_statistics_see_the_input_as_it_comes(kind, x_dtype, dtype, offset):
     layer = kind(SHAPE, dtype=dtype)
     y = layer(x)
     assert y.dtype == (dtype or "float32")
-    assert_is_the_formula(y, layer, x)
+    assert_is_the_formula(y, layer.parameters, x)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
@@ -157,7 +157,7 @@ def test_integers_are_converted(kind, x_dtype, dtype):
     layer = kind(SHAPE, dtype=dtype)
     y = layer(x)
     assert y.dtype == (dtype or "float32")
-    assert_is_the_formula(y, layer, x)
+    assert_is_the_formula(y, layer.parameters, x)
 
 
 # activation and residual
@@ -170,14 +170,14 @@ def test_activation_and_residual(kind, with_residual, activation, implementation
     x = 100 + normal(*SHAPE)
     residual = normal(*SHAPE, seed=1) if with_residual else None
     layer = kind(SHAPE, activation=oracle.ACTIVATIONS[activation].jax, implementation=implementation)
-    assert_is_the_formula(layer(x, residual=residual), layer, x, activation=activation, residual=residual)
+    assert_is_the_formula(layer(x, residual=residual), layer.parameters, x, activation=activation, residual=residual)
 
 
 def test_activation_and_residual_with_a_mask(kind):
     x, residual, mask = normal(*SHAPE), normal(*SHAPE, seed=1), np.random.default_rng(1).random(SHAPE) > 0.4
     layer = kind(SHAPE, activation=jnp.tanh)
     y = layer(x, residual=residual, mask=mask)
-    assert_is_the_formula(y, layer, x, activation="tanh", residual=residual, where=mask)
+    assert_is_the_formula(y, layer.parameters, x, activation="tanh", residual=residual, where=mask)
 
 
 @x64
@@ -275,7 +275,7 @@ def test_shards_under_vmap(kind, with_mask):
         return function(parameters, x, mask=mask if with_mask else None)
 
     y = jax.vmap(run, in_axes=(None, 0, 0), axis_name="shards")(parameters, x, mask)
-    assert_is_the_formula(jnp.asarray(whole(y)), layer, whole(x), where=whole(mask))
+    assert_is_the_formula(jnp.asarray(whole(y)), layer.parameters, whole(x), where=whole(mask))
 
 
 def test_an_axis_that_is_not_mapped(kind):
