@@ -194,7 +194,7 @@ def test_parameter_that_is_no_array_is_told_the_remedy(x, value, remedy):
         instance_norm(x, gamma=value)
 
 
-@pytest.mark.parametrize("eps", [1e-5, 1e-3, np.float32(1e-6)], ids=str)
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 1e-6], ids=str)
 def test_eps_in_the_place_of_a_parameter(x, eps):
     with raises(TypeError, "gamma must be None or an array", f"Did you mean eps={eps}?"):
         instance_norm(x, eps)
@@ -350,57 +350,13 @@ def test_activation_keeps_the_shape(x, activation):
         instance_norm(x, activation=activation)
 
 
-def slope_per_channel(z):
-    return jnp.where(z > 0, z, jnp.full((3, 1, 1), 0.1) * z)
-
-
-@pytest.mark.parametrize("implementation", [None, "xla", "reference"])
-@pytest.mark.parametrize(
-    ("activation", "seen"),
-    [
-        (jax.nn.softmax, "failed on a scalar of float32"),
-        (jax.nn.glu, "failed on a scalar of float32"),
-        (lambda: 0, "failed on a scalar of float32"),
-        (slope_per_channel, "turned a scalar of float32, shape (), into shape (3, 1, 1) and float32"),
-        (lambda z: z[..., None], "turned a scalar of float32, shape (), into shape (1,) and float32"),
-        (lambda z: z.astype(jnp.float16), "turned a scalar of float32, shape (), into shape () and float16"),
-        (lambda z: z > 0, "turned a scalar of float32, shape (), into shape () and bool"),
-        (lambda z: (z, z), "turned a scalar of float32, shape (), into 2 results"),
-        (lambda z: None, "turned a scalar of float32, shape (), into 0 results"),
-    ],
-    ids=["softmax", "glu", "no argument", "slope per channel", "rank", "float16", "bool", "two results", "no result"],
-)
-def test_activation_must_be_elementwise(x, activation, seen, implementation):
-    with raises(ValueError, "activation must be elementwise and keep shape and dtype", seen, "pply it after the norm"):
-        instance_norm(x, activation=activation, implementation=implementation)
-
-
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
-@pytest.mark.parametrize("activation", [jnp.max, jnp.sum], ids=["max", "sum"])
-def test_activation_must_not_reduce(x, activation, implementation):
-    # On a scalar these do keep shape and dtype.
-    with raises(ValueError, "activation must be elementwise", "Apply it after the norm"):
-        instance_norm(x, activation=activation, implementation=implementation)
-
-
-def test_activation_keeps_its_own_error_as_the_cause(x):
+def test_an_error_in_an_activation_is_the_user_s(x):
     def broken(z):
         raise KeyError("my own mistake")
 
-    with raises(ValueError, "activation must be elementwise", "broken") as error:
-        instance_norm(x, activation=broken)
-    assert isinstance(error.value.__cause__, KeyError)
-
-
-def test_activation_that_cannot_be_hashed_is_named(x):
-    class Unhashable:
-        __hash__ = None
-
-        def __call__(self, z):
-            return z
-
-    with raises(TypeError, "activation must be hashable", "Unhashable"):
-        instance_norm(x, activation=Unhashable(), implementation="xla")
+    for call in (instance_norm, jax.jit(instance_norm, static_argnames="activation")):
+        with raises(KeyError, "my own mistake"):
+            call(x, activation=broken)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +422,7 @@ def test_the_kernel_has_no_masks_and_no_given_statistics(x, arguments, reason, m
         (
             jnp.ones((2, 3)),
             TypeError,
-            ["moments must be None or a pair (mean, var)", "instance_moments", "a jax.Array"],
+            ["moments must be None or a pair (mean, var)", "got a jax.Array"],
         ),
         ((jnp.ones(3),) * 3, TypeError, ["a pair (mean, var)", "got 3 values"]),
         ((jnp.ones(3), None), TypeError, ["a pair of arrays", "got None in it", "moments=None"]),
@@ -566,7 +522,13 @@ def test_there_is_one_layer_for_every_rank(name):
 def test_the_layers_need_flax(run_python):
     run_python("""
 import sys
-sys.modules["flax"] = None
+
+class WithoutFlax:
+    def find_spec(self, name, *others):
+        if name.partition(".")[0] == "flax":
+            raise ModuleNotFoundError("No module named 'flax'", name="flax")
+
+sys.meta_path.insert(0, WithoutFlax())
 import jax.numpy as jnp
 import jaxnorm
 jaxnorm.instance_norm(jnp.ones((1, 2, 3)))
