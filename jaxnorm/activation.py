@@ -107,19 +107,6 @@ def is_staged() -> bool:
     return isinstance(lax.full((), 0.0), jax.core.Tracer)
 
 
-def apply_after(activation: Activation, z: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """activation(z) in the given dtype; raises unless it has the shape of z."""
-    y = activation(z)
-    shape = getattr(y, "shape", None)
-    if shape != z.shape:
-        got = f"a {type(y).__name__}" if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"activation must return an array of the shape of its input: got {got} for an input of shape {z.shape}. "
-            "Apply it after the norm."
-        )
-    return jnp.asarray(y).astype(dtype)
-
-
 def _known(activation: Activation) -> Activation | None:
     """A function of FUNCTIONS, or what equals a partial of one; else None."""
     if isinstance(activation, functools.partial):

@@ -1,7 +1,9 @@
 """What a call would run on a GPU, and why."""
 
 import dataclasses
+import difflib
 import functools
+import re
 from typing import Any
 
 import jax
@@ -23,6 +25,9 @@ _UNITS = {"forward": {"pallas": 2.0, "xla": 3 + 1 / CORNER}, "backward": {"palla
 # A residual: the kernel reads it once, and backward writes its gradient. Plain XLA reads it in both passes over x.
 _UNITS_OF_RESIDUAL = {"forward": {"pallas": 1.0, "xla": 1.0}, "backward": {"pallas": 2.0, "xla": 3.0}}
 
+# GPUs before Ampere.
+_TOO_OLD = re.compile(r"\b(K\d+|M\d+|P\d+|V100\w*|T4|TITAN|GTX|RTX 20\d\d|QUADRO)\b", re.IGNORECASE)
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Pass:
@@ -42,8 +47,19 @@ class Pass:
     bytes_moved: int | None
 
     def __repr__(self) -> str:
+        return f"{self.head}\n  {self.details}"
+
+    @property
+    def head(self) -> str:
+        """The implementation, in a line."""
+        moved = "" if self.bytes_moved is None else f", moves {_size(self.bytes_moved)}"
+        return f"{self.name}: {self.implementation}{moved}"
+
+    @property
+    def details(self) -> str:
+        """The tile of the kernel, or the reason why there is none."""
         if isinstance(self.tile, NoTile):
-            return f"{self.head}\n  {self.why_not}"
+            return f"{'raises' if self.implementation == 'pallas' else 'kernel'}: {self.tile.reason}"
         tile = self.tile
         shared = {
             "alone": "no clusters",
@@ -51,24 +67,10 @@ class Pass:
             "group": f"groups of {tile.parts} that synchronize in global memory",
         }[tile.meeting]
         return (
-            f"{self.head}\n"
-            f"  thread blocks: {tile.thread_blocks}, {shared}\n"
+            f"thread blocks: {tile.thread_blocks}, {shared}\n"
             f"  each holds: {tile.arrays} x {tile.boxes} boxes of {tile.rows} rows of {tile.row_bytes} bytes\n"
             f"  shared memory: {_size(tile.shared_memory)} per thread block, {tile.copies} copies"
         )
-
-    @property
-    def head(self) -> str:
-        """The line that names the implementation."""
-        moved = "" if self.bytes_moved is None else f", moves {_size(self.bytes_moved)}"
-        return f"{self.name}: {self.implementation}{moved}"
-
-    @property
-    def why_not(self) -> str:
-        """Why the kernel does not run; "" where it does."""
-        if not isinstance(self.tile, NoTile):
-            return ""
-        return f"{'raises' if self.implementation == 'pallas' else 'why not the kernel'}: {self.tile.reason}"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,8 +97,9 @@ class Explanation:
             facts = f"compute capability {major}.{minor}, {self.device.sm_count} SMs"
         lines = [f"device: {self.device_name}, {facts}"]
         lines += [] if self.activation is None else [f"activation: {self.activation}"]
-        if self.forward.why_not and self.forward.why_not == self.backward.why_not:
-            lines += [self.forward.head, self.backward.head, self.forward.why_not]
+        if isinstance(self.forward.tile, NoTile) and self.forward.details == self.backward.details:
+            # One reason for both passes is said once.
+            lines += [self.forward.head, self.backward.head, self.forward.details]
         else:
             lines += [str(self.forward), str(self.backward)]
         return "\n".join(lines)
@@ -229,7 +232,11 @@ def _device(name: str | None, x: Any) -> tuple[str, Device | None]:
         )
     known = named(name)
     if known is None:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, or None for the current one: got {name!r}.")
+        reason = f"device must be None, for the current one, or the name of a known GPU: got {name!r}"
+        if _TOO_OLD.search(name):
+            reason = f"{name} is too old: compute capability 8.0 is needed"
+        nearest = difflib.get_close_matches(name.upper(), DEVICES, n=3, cutoff=0)
+        raise ValueError(f"{reason}. The nearest names are {', '.join(nearest)}.")
     return name, known
 
 

@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm import arguments, op, reference, sharding
-from jaxnorm.activation import apply_after, resolve
+from jaxnorm.activation import resolve
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.call import Arguments, Call, Statistics
 from jaxnorm.layout import Layout
@@ -151,7 +151,7 @@ def normalize(
     else:
         y, statistics = _plain(call, given, axis_index_groups)
     if resolved.after is not None:
-        y = apply_after(resolved.after, y, result_dtype)
+        y = arguments.check_activated(resolved.after(y), y).astype(result_dtype)
     return y, lax.stop_gradient(statistics)
 
 

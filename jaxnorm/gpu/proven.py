@@ -10,10 +10,7 @@ from typing import NamedTuple
 from jaxnorm.gpu.devices import Device
 from jaxnorm.gpu.tile import Copies, Meeting, NoTile, Tile
 
-NOT_PROVEN = NoTile(
-    "the kernel can run here; not chosen by itself before it has been proven on this GPU: pass "
-    "implementation='pallas', or run python -m jaxnorm selfcheck"
-)
+NOT_PROVEN = NoTile("not used by default: unproven on this GPU. Pass implementation='pallas' to try it.")
 
 
 class Way(NamedTuple):

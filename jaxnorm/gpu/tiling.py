@@ -182,16 +182,14 @@ def _nothing_fits(shape: tuple[int, int, int], itemsize: int, arrays: int, devic
     together = together_aligned(positions, itemsize) if channels == 1 else 1
     width = 1 if channels == 1 else min(ROW_BYTES[-1] // itemsize, channels)
     size = arrays * positions * width * together * itemsize
-    taken = f"{positions} positions and {arrays} {'array' if arrays == 1 else 'arrays'} take {size} bytes"
+    taken = f"{positions} positions and {arrays} {'array' if arrays == 1 else 'arrays'}"
     if positions * (batch if channels == 1 else width) < ELEMENTS_PER_STEP:
         return (
             f"an instance of {positions} positions is less than a thread block computes at once, and only bulk copies "
             "(Hopper and newer) fill up the rest"
         )
     if together > 1:
-        return f"{together} instances of {taken}, which is too much for {device.shared_memory}, those of a thread block"
-    what = "an instance of" if channels == 1 else f"{width} channels of a sample, the fewest that are worth reading, of"
-    return (
-        f"{what} {taken}: too much of it would be read twice, as the shared memory of the whole device has "
-        f"{device.sm_count * device.shared_memory}"
-    )
+        return f"{together} instances of {taken} take {size} bytes: a thread block has {device.shared_memory}"
+    what = "an instance" if channels == 1 else f"{width} channels of a sample"
+    needed, total = (number / 2**20 for number in (size, device.sm_count * device.shared_memory))
+    return f"needs {needed:.0f} MiB of shared memory for {what}: the GPU has {total:.0f} MiB in all"
