@@ -185,20 +185,24 @@ def check_residual(residual: Any, x: jax.Array) -> Any:
     return residual
 
 
-def check_eps(eps: Any, dtype: DTypeLike, name: str = "eps") -> float:
-    """eps is a Python number, static under jit, and must not vanish in the dtype of the statistics."""
+def check_eps(eps: Any, dtype: DTypeLike, name: str = "eps", least: float | None = None) -> float:
+    """eps is a Python number, static under jit, and must not vanish in the dtype of the statistics.
+
+    Args:
+      least: the least that is large enough for so many positions; None is the smallest normal number.
+    """
     if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(
             f"{name} must be a Python number, since it is static under jit: got {type_name(eps)}. "
             "Pass a float such as 1e-5, not an array."
         )
-    smallest = float(jnp.finfo(dtype).tiny)
+    least = float(jnp.finfo(dtype).tiny) if least is None else least
     value: Any = eps
-    if not smallest <= value <= float(jnp.finfo(dtype).max):
+    if not least <= value <= float(jnp.finfo(dtype).max):
         raise ValueError(
             f"{name} must be a finite number > 0: got {shown(eps)}. The statistics are computed in "
-            f"{jnp.dtype(dtype).name}, whose smallest normal number, {smallest:.3g}, is the least that can be added. "
-            "The usual values are 1e-5 and 1e-6."
+            f"{jnp.dtype(dtype).name}, in which {least:.3g} is the least that does not vanish beside the squares of so "
+            "many numbers. The usual values are 1e-5 and 1e-6."
         )
     return float(eps)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, op, reference, sharding
+from jaxnorm import arguments, numerics, op, reference, sharding
 from jaxnorm.activation import resolve
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.call import Arguments, Call, Statistics
@@ -128,7 +128,8 @@ def normalize(
     beta = arguments.check_parameter("beta", beta, x.shape, channel_axes)
     residual = arguments.check_residual(residual, x)
     dtype = reference.statistics_dtype(x.dtype)
-    eps = arguments.check_eps(eps, dtype)
+    layout = Layout(x.shape, channel_axes)
+    eps = arguments.check_eps(eps, dtype, least=numerics.least_eps(layout.positions, dtype))
     where = arguments.check_where(where, x.shape)
     mean, variance = arguments.check_moments(moments, x.shape, channel_axes, where) or (None, None)
     arguments.check_axis_name(axis_name, axis_index_groups)

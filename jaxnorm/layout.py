@@ -80,7 +80,7 @@ class Layout:
         return jnp.expand_dims(value, self.spatial_axes)
 
     def by_groups(self, value: jax.Array) -> jax.Array:
-        """An array of the rank of this one with its channel axis split into (groups, group_size), or size 1 into (1, 1).
+        """An array of the rank of this one, its channel axis split into (groups, group_size), or size 1 into (1, 1).
 
         The statistics of group norm are taken over the spatial axes of the split layout, which its second part is one
         of: see split.

@@ -65,11 +65,11 @@ VALUES = 7 + 9
 ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
-def reports(*arguments, **environment):
-    """What aot_report.py prints."""
+def reports(*arguments, script="aot_report.py", **environment):
+    """What the script prints."""
     path = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | environment
-    command = [sys.executable, str(TESTS / "aot_report.py"), *arguments]
+    command = [sys.executable, str(TESTS / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -142,6 +142,51 @@ def test_odd_views_compile(gpu):
         assert found["calls"][f"jaxnorm_{found['of']}"] == 1, found
         assert all(kernel["spilled"] == 0 for kernel in found["kernels"].values()), found
         assert found["shared_memory"] <= found["shared_memory_bound"], found
+
+
+# Rows of 16 bytes that are contiguous, with ragged ends: unrolled and in loops, alone and in clusters.
+CONTIGUOUS = [
+    *("2x250x4:float32:relu", "2x100x8:bfloat16:relu", "3x900x1:float32:relu", "2x1224x1:bfloat16:relu"),
+    *("4x20004x1:float32:silu", "3x9001x4:float32:relu"),
+]
+
+
+def test_stores_end_with_their_sample():
+    """A bulk store that is no tensor copy writes all its bytes, into the next sample too; the interpreter clips it."""
+    for found in reports("H100", *CONTIGUOUS, script="ptx_report.py"):
+        assert found["ragged"], found
+        assert found["copies"] == "bulk", found
+        assert set(found["bulk_stores"]) == {found["box_bytes"], found["last_bytes"]}, found
+
+
+def test_swizzled_stores_are_tensor_copies():
+    """Which end where the rows or the lanes of the sample do."""
+    for found in reports("H100", "2x225x8:float32:relu", "20x200x1:float16:relu", script="ptx_report.py"):
+        assert found["ragged"], found
+        assert not found["bulk_stores"], found
+
+
+def test_threads_that_hold_one_sum_agree():
+    """A block that sums one step: were the product of one thread fused with the sum, two would store two numbers."""
+    cases = [f"{view}:{dtype}:silu" for view in ("6x8x128", "3x16x32") for dtype in ("bfloat16", "float32")]
+    for found in reports("H100", *cases, script="ptx_report.py"):
+        assert not found["fused_sums"], found
+
+
+# Forward and backward. With two around each store it would be 21 and 21, 36 and 33, 17 and 19.
+BARRIERS = {
+    "2x100x8:bfloat16:relu": ("plain", 7, 5),
+    "1x40000x16:float32:relu": ("plain", 19, 17),
+    "8x77x1:float32:relu": ("span", 11, 9),
+}
+
+
+def test_no_barriers_around_stores():
+    """Those that remain are of sums across warps, of copies that come in other threads, and of groups that meet."""
+    for found in reports("A100", *BARRIERS, script="ptx_report.py"):
+        copies, forward, backward = BARRIERS[found["case"]]
+        assert found["copies"] == copies, found
+        assert found["barriers"] <= {"forward": forward, "backward": backward}[found["of"]], found
 
 
 def test_every_activation_compiles():

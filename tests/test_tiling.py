@@ -3,11 +3,13 @@
 import itertools
 import math
 
+import jax.numpy as jnp
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxnorm.gpu.block import values_shape
+from jaxnorm.gpu.copies import first_of_span
 from jaxnorm.gpu.cutting import MOST_BOXES, tile_of_rows
 from jaxnorm.gpu.devices import DEVICES, Device
 from jaxnorm.gpu.parts import shape
@@ -24,11 +26,16 @@ views = st.one_of(
     st.tuples(st.integers(1, 5_000), st.integers(1, 400_000), st.just(1)),
     st.tuples(st.integers(1, 5_000), st.integers(1, 400).map(lambda n: 8 * n), st.just(1)),
 )
+# Arrays with more rows, lanes or instances than any GPU holds, and somewhat fewer.
+huge_views = st.one_of(
+    st.tuples(st.integers(2**20, 2**34), st.integers(1, 2_000), st.just(1)),
+    st.tuples(st.integers(2**20, 2**33), st.integers(1, 50), st.integers(1, 8).map(lambda n: 8 * n)),
+    st.tuples(st.integers(1, 2**12), st.integers(1, 500), st.integers(2**20, 2**29).map(lambda n: 8 * n)),
+)
 # Of a thread per element: without an activation, and with dear ones.
 instructions = st.floats(8, 150)
-calls = st.tuples(
-    views, st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(list(DEVICES.values())), instructions
-)
+others = (st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(list(DEVICES.values())), instructions)
+calls = st.tuples(views, *others)
 
 
 @settings(max_examples=500, deadline=None)
@@ -127,6 +134,57 @@ def test_every_row_and_lane_is_covered_once(call):
 
 def _covered(starts, width, size):
     return [i for start in starts for i in range(start, min(start + width, size))]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.tuples(huge_views, *others))
+def test_indices_fit_into_32_bits(call):
+    """What the kernel multiplies, at its last thread block; a refusal says what would not fit."""
+    tile = find_tile(*call)
+    if isinstance(tile, NoTile):
+        return
+    outer, _, lanes = tile.shape
+    ends = [outer, lanes, tile.thread_blocks]
+    if tile.span is not None:
+        ends += [tile.blocks * tile.block_rows, tile.blocks * tile.span[0]]
+    elif tile.reduces == "lanes":
+        ends += [tile.blocks * tile.rows, tile.boxes * tile.lanes]
+    else:
+        ends += [tile.parts * tile.block_rows, tile.blocks * tile.lanes]
+    # Each is the end of something that is counted from 0.
+    assert max(ends) <= 2**31 - 1
+
+
+# Where only a span can start, and bulk copies, in both layouts, and small instances.
+@pytest.mark.parametrize(
+    ("positions", "channels", "itemsize", "device", "unit"),
+    [
+        (441, 1, 2, "A100", 8),
+        (225, 1, 4, "H100", 4),
+        (441, 1, 2, "B200", 8),
+        (1, 8, 2, "H100", 1),
+        (4096, 1, 2, "H100", 1),
+        (64, 1, 4, "H100", 1),
+    ],
+)
+def test_the_largest_batch(positions, channels, itemsize, device, unit):
+    """The largest one that is admitted counts up to nearly 2^31, and the next one is refused with the reason."""
+
+    def tile(units):
+        return find_tile((units * unit, positions, channels), itemsize, 1, DEVICES[device])
+
+    admitted, refused = 1, 2**34
+    while refused - admitted > 1:
+        middle = (admitted + refused) // 2
+        admitted, refused = (admitted, middle) if isinstance(tile(middle), NoTile) else (middle, refused)
+    largest = tile(admitted)
+    assert 2**31 - 1 - 2**14 <= largest.largest_index <= 2**31 - 1
+    assert "counts rows, instances and thread blocks with 32 bits, up to 2147483647" in tile(refused).reason
+    if largest.span is not None:
+        # The last instance, in the numbers of the device.
+        begin = jnp.int32((largest.span[0] - 1) * positions)
+        _, row, lane = first_of_span(largest, jnp.int32(largest.blocks - 1), begin)
+        assert int(row) * largest.lanes + int(lane) == (admitted * unit - 1) * positions
 
 
 @settings(max_examples=200, deadline=None)

@@ -131,6 +131,9 @@ class Block:
 
     def total(self, values: jax.Array) -> jax.Array:
         """The sum of a chunk per instance. One axis at a time: a full reduction does not compile."""
+        # Threads add each other's values crosswise, and each keeps the sum. Without this barrier one of them may round
+        # a product that it adds and another not, so that they would disagree.
+        values = lax.optimization_barrier(values)
         if self.tile.reduces == "rows":
             return jnp.sum(values, axis=0)
         total = jnp.sum(values, axis=1)
@@ -223,9 +226,10 @@ def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, output
         compiler_params=plgpu.CompilerParams(
             reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES,
             approx_math=approximates(dtype),
-            # A thread stores only where it loads itself. What others read passes through barriers of its own: sums
-            # across warps, boxes that are given back, meetings.
-            unsafe_no_auto_barriers=way_to_copy.has_barriers and way_to_meet.has_barriers,
+            # Otherwise the compiler puts two barriers around every store. The kernel orders its own stores: what one
+            # thread writes and another reads passes through the barriers of jaxnorm.gpu.copies, of jaxnorm.gpu.meeting
+            # and of sums across warps.
+            unsafe_no_auto_barriers=True,
         ),
         **way_to_meet.grid(tile),
     )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu.utils import inline_ptx
+from jax.experimental.mosaic.gpu.utils import inline_ptx, warpgroup_barrier
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm.gpu.devices import interpreted
@@ -55,12 +55,10 @@ class Chunk:
 class Copies(abc.ABC):
     """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish.
 
-    Attributes:
-      has_barriers: whether what one thread writes and another or a copy reads passes through a barrier that stands
-        here; else the compiler puts two around every store.
+    The compiler adds no barriers around stores to shared memory (see jaxnorm.gpu.block.launch). A chunk lies in the
+    same registers each time, so a thread reads what it wrote itself. What one thread writes and another thread or a
+    copy reads passes through a barrier that a class here places.
     """
-
-    has_barriers = False
 
     def __init__(
         self, tile: Tile, place: Place, sources: Sequence[Ref], targets: Sequence[Ref], buffers: Sequence[Ref]
@@ -171,9 +169,6 @@ class Copies(abc.ABC):
 class Bulk(Copies):
     """One copy and one barrier per box; beyond the end of the array zeros come, and what is stored there is dropped."""
 
-    # A chunk lies in the same registers each time, so a thread reads only what it wrote itself.
-    has_barriers = True
-
     def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
         super().__init__(tile, place, sources, targets, scratch["buffers"])
         self.loaded = scratch["loaded"]
@@ -198,8 +193,26 @@ class Bulk(Copies):
 
     def give_back(self, box: Any) -> None:
         plgpu.commit_smem()
+        tile = self.tile
+        if not tile.ragged or tile.reduces == "lanes":
+            self._store_box(box)
+            return
+        # A copy of contiguous rows that are not swizzled is not a tensor copy, and so not clipped at the end of its
+        # sample, only at the end of the array: it would overwrite the next sample. So every box stores its own rows.
+        first = self._first_row(box)
+        pl.when(first + tile.rows <= tile.extent)(functools.partial(self._store_box, box))
+        last_rows = tile.extent % tile.block_rows % tile.rows
+        if last_rows:
+            pl.when(first + last_rows == tile.extent)(functools.partial(self._store_box, box, last_rows))
+
+    def _store_box(self, box: Any, rows: int | None = None) -> None:
+        """Starts the copies of the first rows of a box to all targets."""
         for target, buffer in zip(self.targets, self.buffers, strict=False):
-            plgpu.copy_smem_to_gmem(buffer.at[box], target.at[self._box(box)])
+            if rows is None:
+                plgpu.copy_smem_to_gmem(buffer.at[box], target.at[self._box(box)])
+            else:
+                where = self._rows(self._first_row(box), rows)
+                plgpu.copy_smem_to_gmem(buffer.at[box, pl.ds(0, rows)], target.at[where])
 
     def finish(self) -> None:
         # Shared memory must be read before the block leaves; that the stores arrive, the end of the kernel waits for.
@@ -293,6 +306,8 @@ class Span(Copies):
 
     def start(self) -> None:
         self._through_registers(self.sources, self.buffers, into=True)
+        # The last rows lie in other threads here than in the chunks, and so in finish.
+        _block_barrier()
 
     def wait(self, box: Any) -> None:
         """Everything is there after start."""
@@ -301,6 +316,7 @@ class Span(Copies):
         """The chunks at its ends belong to other instances too: everything goes back at last."""
 
     def finish(self) -> None:
+        _block_barrier()
         self._through_registers(self.targets, self.buffers, into=False)
 
     def for_each_instance(self, body: Callable[[], None]) -> None:
@@ -309,8 +325,7 @@ class Span(Copies):
         @pl.loop(0, instances)
         def _(instance: Any) -> None:
             self.begin, self.outer = instance * positions, self.place.index * instances + instance
-            first = self.outer * positions
-            self.first = (0, lax.div(first, self.tile.lanes), lax.rem(first, self.tile.lanes))
+            self.first = first_of_span(self.tile, self.place.index, self.begin)
             body()
 
     def chunks(self, box: Any) -> tuple[Any, Any]:
@@ -341,17 +356,29 @@ class Span(Copies):
         return index
 
     def _through_registers(self, arrays: Sequence[Ref], buffers: Sequence[Ref], *, into: bool) -> None:
-        """All rows of the span, the last ones twice where they are no whole chunk."""
+        """Copies all rows of the span; the last chunk is moved back to end where the span does."""
         rows, chunk = self.tile.block_rows, self.tile.chunk
 
-        @pl.loop(0, self.tile.rows, step=chunk)
-        def _(row: Any) -> None:
-            row = jnp.minimum(row, rows - chunk)
+        def move(row: Any) -> None:
             for array, buffer in zip(arrays, buffers, strict=False):
                 where = array.at[0, pl.ds(self.place.index * rows + row, chunk)]
                 held = buffer.at[pl.ds(row, chunk)]
                 source, target = (where, held) if into else (held, where)
                 store(target, plgpu.load(source, layout=self.layout, optimized=False))
+
+        pl.loop(0, rows // chunk * chunk, step=chunk)(move)
+        if rows % chunk:
+            # Some of its rows were written by other threads, with the same values.
+            _block_barrier()
+            move(rows - chunk)
+
+
+def first_of_span(tile: Tile, index: Any, begin: Any) -> tuple[Any, Any, Any]:
+    """Where the instance that begins at that position of that span begins in the array.
+
+    We count whole rows, which fit into 32 bits (Tile.largest_index); the array may have more than 2^31 positions.
+    """
+    return 0, index * tile.block_rows + lax.div(begin, tile.lanes), lax.rem(begin, tile.lanes)
 
 
 class Asynchronous(Plain):
@@ -394,6 +421,16 @@ class Asynchronous(Plain):
             # How many may still be on their way is part of the instruction.
             later = (self.tile.boxes - 1 - known) * self.tile.arrays
             pl.when(box == known)(functools.partial(plgpu.wait_gmem_to_smem, later))
+
+
+def _block_barrier() -> None:
+    """Until all threads of the block are here and see what the others wrote to shared memory."""
+
+    @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
+    def wait(_: Any) -> None:
+        warpgroup_barrier()
+
+    wait()
 
 
 def _nothing_asynchronously() -> None:

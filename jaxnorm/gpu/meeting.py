@@ -32,10 +32,8 @@ class Meeting(abc.ABC):
     Attributes:
       index: of the instances that the block works on, with others.
       rank: of the block among those that share them.
-      has_barriers: as of jaxnorm.gpu.copies.Copies: whether all threads have written when the others are told.
     """
 
-    has_barriers = False
     index: Any
     rank: Any
 
@@ -54,12 +52,10 @@ class Meeting(abc.ABC):
 
     @abc.abstractmethod
     def meet(self) -> None:
-        """Until all blocks have come here; what they wrote to global memory can be read then."""
+        """Until all threads of all blocks have come here; what they wrote to global memory can be read then."""
 
 
 class Alone(Meeting):
-    has_barriers = True
-
     def __init__(self, tile: Tile, scratch: Any) -> None:
         super().__init__(tile, scratch)
         # Before Hopper a block that asked for its place in a cluster would abort the compiler.
@@ -70,9 +66,6 @@ class Alone(Meeting):
 
 
 class Cluster(Meeting):
-    # All threads of all blocks take part in the fence.
-    has_barriers = True
-
     def __init__(self, tile: Tile, scratch: Any) -> None:
         super().__init__(tile, scratch)
         self.index, self.rank = lax.axis_index("blocks"), lax.axis_index("cluster")
@@ -106,9 +99,6 @@ class Group(Meeting):
     ones behind it, and all blocks that run and wait are its own; they are fewer than the device runs at once
     (jaxnorm.gpu.tiling sees to that), so that there is room for the next one, which is in this group too.
     """
-
-    # Around the counter.
-    has_barriers = True
 
     def __init__(self, tile: Tile, scratch: Any) -> None:
         super().__init__(tile, scratch)

@@ -104,6 +104,13 @@ class Tile:
         return self.shape[0] * self.blocks * self.parts
 
     @property
+    def largest_index(self) -> int:
+        """No number that the kernel computes to find its place in an array is larger; it has 32 bits for each."""
+        count = self.parts if self.span is None and self.reduces != "lanes" else self.blocks
+        rows, instances = count * self.block_rows, self.blocks * self.span[0] if self.span else 0
+        return max(*self.shape, rows, instances, self.boxes * self.lanes, self.thread_blocks)
+
+    @property
     def extent(self) -> int:
         """Rows, for "lanes" lanes, of an instance."""
         return self.shape[2] if self.reduces == "lanes" else self.shape[1]

@@ -36,6 +36,8 @@ _LEAST_PART_OF_INSTANCE_BYTES = 512
 # Groups wait for blocks that start when there is room, which a cluster has from the hardware: so much slower by the
 # estimate, a cluster is still preferred.
 _GROUP_HANDICAP = 1.1
+# Indices are signed numbers of 32 bits.
+_LARGEST_INDEX = 2**31 - 1
 # Two kernels that run at once each have one incomplete group at most. With so many SMs as parts, they fit side by side.
 _SIDE_BY_SIDE = 2
 # Of the arrays that an instance held in part would else read twice, so many are read once: in units that is what it
@@ -70,7 +72,8 @@ def find_tile(
         fitting = [tile for tile in candidates if fits(tile, device)]
         if fitting:
             # max keeps the first of equals, and they come widest, smallest cluster and most steps first.
-            return max(fitting, key=lambda tile: _worth(tile, device, instructions))
+            tile = max(fitting, key=lambda tile: _worth(tile, device, instructions))
+            return tile if tile.largest_index <= _LARGEST_INDEX else NoTile(_too_many(tile))
     return NoTile(_nothing_fits(shape, itemsize, arrays, device))
 
 
@@ -175,6 +178,13 @@ def _why_not(shape: tuple[int, int, int], itemsize: int, device: Device) -> str 
             f"{positions} positions do, and {together} does not divide the {batch} instances"
         )
     return None
+
+
+def _too_many(tile: Tile) -> str:
+    return (
+        f"the kernel counts rows, instances and thread blocks with 32 bits, up to {_LARGEST_INDEX}: here it would have "
+        f"to count up to {tile.largest_index}"
+    )
 
 
 def _nothing_fits(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> str:

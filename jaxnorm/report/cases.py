@@ -179,7 +179,7 @@ def _draw(
     for draws in range(_DRAWS):
         if either is not None and draws >= _DRAWS_FOR_ENDS:
             break
-        case = _any(rng, way, options, device, size)
+        case = _any(rng, way, ragged, options, device, size)
         if way.is_of(case) and size.is_of(case):
             if case.tiles[0].ragged == ragged:  # type: ignore[union-attr]
                 return case
@@ -187,8 +187,13 @@ def _draw(
     return either
 
 
-def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device: Device, size: Size) -> Case:
-    """Any case at all, on any device that is not larger than the given one."""
+def _any(
+    rng: np.random.Generator, way: Wanted, ragged: bool, options: dict[str, Any], device: Device, size: Size
+) -> Case:
+    """Any case at all, on any device that is not larger than the given one.
+
+    A ragged one has odd sizes, times what rows must be a multiple of, since powers of two fill whole boxes.
+    """
     dtype = options["dtype"]
     # Channels, or positions, such that rows start at multiples of 16 bytes; spans are for instances that do not.
     aligned, is_span = 16 // jnp.dtype(dtype).itemsize, way.copies == "span"
@@ -200,9 +205,11 @@ def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device:
         # A thread block holds several instances: they are small and many.
         channels = aligned * max(1, elements // (batch * aligned * _between(rng, 16, 2048)))
     positions = max(1, elements // (batch * channels))
-    spatial = [_between(rng, 1, 64)] if rng.integers(2) else []
+    odd = 1 if ragged else 0
+    spatial = [_between(rng, 1, 64) | odd] if rng.integers(2) else []
     last = max(1, positions // math.prod(spatial))
-    spatial.append(last if channels_last or is_span else -(-last // aligned) * aligned)
+    row = 1 if channels_last or is_span else aligned * int(rng.choice([1, 2, 8]))
+    spatial.append((-(-last // row) | odd) * row)
     parts = {"alone": 1, "cluster": way.parts or 1, "group": _between(rng, 2, device.sm_count)}[way.meeting]
     # About as much shared memory as makes the way likely: what comes of it is looked at.
     instances = (last if channels_last else spatial[-1]) * math.prod(spatial[:-1]) * (32 if channels_last else 4)
@@ -226,6 +233,28 @@ def _any(rng: np.random.Generator, way: Wanted, options: dict[str, Any], device:
 def _between(rng: np.random.Generator, low: int, high: int) -> int:
     """Both included; small ones as likely as large ones."""
     return min(high, int(math.exp(rng.uniform(math.log(low), math.log(high + 1)))))
+
+
+# Rows of 16 bytes, samples that end inside a box, and another sample behind that end: (shape, channel axis, dtype). A
+# store that does not end with its sample overwrites the next one here, which the interpreter does not show.
+ENDS = [
+    ((4, 64, 34, 34), 1, "float32"),
+    ((1, 3, 30, 30), 1, "float32"),
+    ((8, 16, 34, 36), 1, "bfloat16"),
+    ((5, 25, 10, 4), -1, "float32"),
+    ((5, 20, 5, 8), -1, "float16"),
+    ((6, 45, 77, 4), -1, "float32"),
+]
+
+
+def draw_ends(rng: np.random.Generator, count: int, device: Device) -> list[Case]:
+    """So many of ENDS, the first two always, as the GPU itself would run them."""
+    rest = 2 + rng.permutation(len(ENDS) - 2)
+    found = []
+    for shape, axis, dtype in [*ENDS[:2], *(ENDS[i] for i in rest)][:count]:
+        residual, activation = bool(rng.integers(2)), str(rng.choice(ACTIVATIONS))
+        found.append(Case(shape, axis, dtype, residual, activation, 3.0, False, device))
+    return [case for case in found if all(isinstance(tile, Tile) for tile in case.tiles)]
 
 
 # Feature maps of real networks: (shape, channel axis).

@@ -45,6 +45,7 @@ def on_gpu(seed: int, quick: bool, device: Device) -> list[Entry]:
     entries += [
         _entry("numbers", case, "check:numbers") for case in cases.draw_networks(rng, 1 if quick else 4, device)
     ]
+    entries += [_entry("numbers", case, "check:numbers") for case in cases.draw_ends(rng, 3 if quick else 6, device)]
     repeats = 1000 if quick else 3000
     racing = [way for way in wanted if way.meeting != "alone"] if quick else wanted
     entries += _each(rng, racing, 1, device, _RACING, "races", function="races:races", repeats=repeats)
