@@ -28,7 +28,7 @@ from benchmarks import traffic
 from benchmarks.aot import Compiler, shared_memory
 from benchmarks.contenders import PLAIN
 from benchmarks.hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
-from benchmarks.shapes import Shape, random_blocks
+from benchmarks.shapes import CHANNEL_AXIS, Shape, random_blocks
 from jaxnorm import instance_norm, pallas_kernel
 from jaxnorm.gpu import tiling
 from jaxnorm.gpu.devices import DEVICES
@@ -171,7 +171,8 @@ def report_blocks(compiler, seed, count):
             shape, layout = Shape(batch, spatial, channels), "channels-last"
         changed = dataclasses.replace(case, dtype=dtype, shape=shape, layout=layout)
         ((units, temporary),) = traffic.added(compiler, [PLAIN], changed).values()
-        yield {"case": str(changed), "units": units, "temporary": temporary}
+        found = {"shape": changed.array, "channel_axis": CHANNEL_AXIS[layout], "dtype": dtype}
+        yield found | {"activation": case.activation, "units": units, "temporary": temporary}
 
 
 def kernel_view(text, name):
