@@ -6,9 +6,7 @@
 A block of matmul, norm, activation and matmul with its loss and all gradients, minus the same block without norm and
 activation, on shapes that are listed and on others that are drawn.
 Counted are the bytes that all but the matmuls read and write, in sizes of the activation; caches are ignored, so it is
-no time. The floor is 5: x in and y out forward, x and dy in and dx out backward. The kernel is taken by name. What it
-reads twice, of instances that shared memory holds in part, a compiled module does not show: that is added here, as
-jaxnorm.explain says it.
+no time. The floor is 5: x in and y out forward, x and dy in and dx out backward. The kernel is taken by name.
 """
 
 import argparse
@@ -170,12 +168,8 @@ def count_case(compiler: Compiler, gpu: str, case: Case) -> dict:
     passes = (kernel.forward, kernel.backward)
     fits = all(one.bytes_moved is not None for one in passes)
     figures = dict.fromkeys(NORMS) | added(compiler, NORMS if fits else NORMS[:2], case)
-    if fits:
-        moved, temporary = figures[NORMS[2]]
-        twice = sum(one.bytes_moved for one in passes) / (math.prod(case.shape) * x.dtype.itemsize) - 5
-        figures[NORMS[2]] = moved + twice, temporary
     tiles = [one.tile for one in passes]
-    how = [(tile.copies, tile.meeting, tile.share) for tile in tiles] if fits else []
+    how = [(tile.copies, tile.meeting) for tile in tiles] if fits else []
     return {"gpu": gpu, "case": case, "figures": figures, "how": how}
 
 
@@ -236,8 +230,8 @@ def _means(rows: list[dict]) -> str:
     )
 
 
-def _how(copies: str, meeting: str, share: float) -> str:
-    return f"{copies} copies, {meeting}" + ("" if share == 1 else f", {share:.0%} held")
+def _how(copies: str, meeting: str) -> str:
+    return f"{copies} copies, {meeting}"
 
 
 def main() -> None:

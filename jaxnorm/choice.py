@@ -54,7 +54,7 @@ def find_tiles(
     if reason is not None:
         return reason, reason
     # Imported where it is wanted.
-    from jaxnorm.gpu.worth import instructions, unless_slower
+    from jaxnorm.gpu.worth import instructions
 
     def tile(name: str) -> Tile | NoTile:
         issued = instructions(activation, captures, name, narrow=itemsize < 4)
@@ -66,11 +66,6 @@ def find_tiles(
         lacking = _lacking()
         if lacking is not None:
             return lacking, lacking
-    if implementation is None:
-        # A kernel that is estimated to be much slower than plain XLA must be asked for.
-        for name, found in tiles.items():
-            if isinstance(found, Tile):
-                tiles[name] = unless_slower(found, device, activation, captures, name)
     return tiles["forward"], tiles["backward"]
 
 

@@ -15,7 +15,7 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu.cutting import plain_tile_of_rows, tile_held_in_part, tile_of_rows, tile_of_span
+from jaxnorm.gpu.cutting import plain_tile_of_rows, tile_of_rows, tile_of_span
 from jaxnorm.gpu.devices import DEVICES, Device
 from jaxnorm.gpu.tiling import find_tile, fits
 
@@ -145,19 +145,9 @@ def _whole(copies, meeting, parts, view, itemsize):
     return lambda arrays: tile_of_rows(reduces, shape, shape[2], parts, itemsize, arrays, meeting)
 
 
-def _in_part(copies, view, itemsize):
-    """The same of instances held in part, in 3 blocks of 1/6 to 2/3 of their third."""
-
-    def tile(arrays):
-        room = 10 * 1024 + 2 * view[1] * view[2] * itemsize // 9 * 2
-        return tile_held_in_part("rows", view, view[2], itemsize, arrays, Device((9, 0), 3, room), copies)
-
-    return tile
-
-
 WAYS = [
-    *(("bulk", meeting) for meeting in ("alone", "cluster", "group", "in part")),
-    *(("plain", meeting) for meeting in ("alone", "group", "in part")),
+    *(("bulk", meeting) for meeting in ("alone", "cluster", "group")),
+    *(("plain", meeting) for meeting in ("alone", "group")),
     ("span", "alone"),
 ]
 
@@ -169,21 +159,17 @@ def test_every_way_to_copy_and_to_meet(copies, meeting, seed):
     rng = np.random.default_rng([seed, WAYS.index((copies, meeting))])
     dtype = rng.choice(["float32", "bfloat16"])
     itemsize, activation, residual = jnp.dtype(dtype).itemsize, rng.choice(["none", "silu"]), bool(rng.integers(2))
-    parts = {"alone": 1, "cluster": int(rng.choice([2, 4])), "group": int(rng.integers(2, 5)), "in part": 3}[meeting]
+    parts = {"alone": 1, "cluster": int(rng.choice([2, 4])), "group": int(rng.integers(2, 5))}[meeting]
     batch, positions = int(rng.integers(1, 3)), int(rng.integers(200, 500)) * parts
     if copies == "span":
         view = (8 * batch, positions, 1)
         how = functools.partial(tile_of_span, 8 * batch, positions, itemsize)
-    elif meeting == "in part":
-        view = (1, 2 * positions, 32 // itemsize)
-        how = _in_part(copies, view, itemsize)
     else:
         view = (batch, positions, 32 // itemsize) if rng.integers(2) else (batch, 8 * positions, 1)
         how = _whole(copies, meeting, parts, view, itemsize)
     tile = how(1 + residual)
     print(f"seed {seed}: {view} {dtype} {activation} residual={residual}\n{tile}")
-    assert (tile.copies, tile.meeting) == (copies, "group" if meeting == "in part" else meeting)
-    assert bool(tile.streamed) == (meeting == "in part")
+    assert (tile.copies, tile.meeting) == (copies, meeting)
     check(data(view, dtype, residual=residual, offset=rng.normal()), activation, how=how)
 
 

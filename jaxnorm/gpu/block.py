@@ -58,8 +58,8 @@ class Block:
             self.copies.keep(number, chunk, values)
 
     def keeps(self, chunk: Chunk) -> bool:
-        """Whether the chunk is held, and has no parts that other chunks have too."""
-        return chunk.box is not None and chunk.low is None
+        """Whether the chunk has no parts that other chunks have too."""
+        return chunk.low is None
 
     def sweep(
         self,
@@ -86,10 +86,7 @@ class Block:
                 held.give_back(box)
             return carry
 
-        carry = lax.fori_loop(0, boxes, go_through, carry)
-        if self.tile.streamed and not only_first:
-            carry = lax.fori_loop(*held.streamed(), lambda i, carry: step(held.streamed_chunk(i), carry), carry)
-        return carry
+        return lax.fori_loop(0, boxes, go_through, carry)
 
     def zeros(self) -> jax.Array:
         """A chunk to sum into."""

@@ -1,10 +1,8 @@
 """How a thread block's part of an array comes into shared memory, is read and written there, and goes back.
 
-    Bulk      bulk copies (the TMA unit of Hopper and newer), one box at a time
-    Plain     cp.async, or vector loads through registers; results go from registers to global memory
-    Span      several channels-first instances, whose rows bulk copies cannot start at, as one contiguous span
-
-What a block does not hold (Tile.streamed) it reads from global memory each time, whichever way the rest is held.
+Bulk      bulk copies (the TMA unit of Hopper and newer), one box at a time
+Plain     cp.async, or vector loads through registers; results go from registers to global memory
+Span      several channels-first instances, whose rows bulk copies cannot start at, as one contiguous span
 """
 
 import abc
@@ -40,7 +38,7 @@ class Chunk:
     """What is computed at a time.
 
     Attributes:
-      box, row: where it is held; None where it is not.
+      box, row: where it is held.
       start: its first row in the array; for "lanes" its first lane.
       low, high: the positions along the instance that count, from low to high - 1; None is no bound.
     """
@@ -97,35 +95,17 @@ class Copies(abc.ABC):
 
     @abc.abstractmethod
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        """A chunk of a target; of those that are held, the source of that number may be gone then."""
+        """A chunk of a target; the source of that number may be gone then."""
 
     def read(self, number: int, chunk: Chunk) -> jax.Array:
         """A chunk of a source, in float32."""
-        if chunk.box is None:
-            where = self.sources[number].at[self._rows(chunk.start, self.tile.chunk)]
-        else:
-            where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
+        where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
         return plgpu.load(where, layout=self.layout, optimized=False).astype(jnp.float32)
 
     def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
         """Puts values where a chunk of a source is held."""
         buffer = self.buffers[number]
         store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
-
-    def streamed(self) -> tuple[Any, Any]:
-        """The first and the last but one of the chunks that are not held."""
-        tile = self.tile
-        start = self.place.rank * tile.block_rows + tile.held_rows
-        rows = jnp.clip(tile.extent - start, 0, tile.streamed)
-        return 0, lax.div(rows + (tile.chunk - 1), tile.chunk)
-
-    def streamed_chunk(self, i: Any) -> Chunk:
-        """Of the chunks that are not held, the last one is moved back to end inside the instance."""
-        tile = self.tile
-        start = self.place.rank * tile.block_rows + tile.held_rows + i * tile.chunk
-        if tile.extent % tile.chunk == 0:
-            return Chunk(None, None, pl.multiple_of(start, tile.chunk))
-        return Chunk(None, None, jnp.minimum(start, tile.extent - tile.chunk), low=start)
 
     def for_each_instance(self, body: Callable[[], None]) -> None:
         """Runs the body once for all instances that are computed side by side."""
@@ -159,11 +139,6 @@ class Copies(abc.ABC):
         """Those rows of an array, and the lanes that the block has."""
         lanes = self.tile.lanes
         return self.place.outer, pl.ds(start, rows), pl.ds(self.place.index * lanes, lanes)
-
-    def _store(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        """To global memory."""
-        target = self.targets[number]
-        store(target.at[self._rows(chunk.start, self.tile.chunk)], values.astype(target.dtype))
 
 
 class Bulk(Copies):
@@ -201,7 +176,7 @@ class Bulk(Copies):
         # sample, only at the end of the array: it would overwrite the next sample. So every box stores its own rows.
         first = self._first_row(box)
         pl.when(first + tile.rows <= tile.extent)(functools.partial(self._store_box, box))
-        last_rows = tile.extent % tile.block_rows % tile.rows
+        last_rows = tile.extent % tile.rows
         if last_rows:
             pl.when(first + last_rows == tile.extent)(functools.partial(self._store_box, box, last_rows))
 
@@ -226,10 +201,7 @@ class Bulk(Copies):
         return Chunk(box, row, self._first_row(box) + row, high=high)
 
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        if chunk.box is None:
-            self._store(number, chunk, values)
-        else:
-            self.keep(number, chunk, values)
+        self.keep(number, chunk, values)
 
     def _first_row(self, box: Any) -> Any:
         return self.place.rank * self.tile.block_rows + box * self.tile.rows
@@ -281,7 +253,8 @@ class Plain(Copies):
         return Chunk(box, row, self._first_row(box) + row, low=low)
 
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        self._store(number, chunk, values)
+        target = self.targets[number]
+        store(target.at[self._rows(chunk.start, self.tile.chunk)], values.astype(target.dtype))
 
     def _unmoved(self, box: Any) -> Any:
         return self.place.rank * self.tile.block_rows + box * self.tile.rows

@@ -1,10 +1,8 @@
 """The tiles of each way to cut an instance, whether they fit into shared memory or not: jaxnorm.gpu.tiling chooses."""
 
-import dataclasses
 import math
 
-from jaxnorm.gpu.devices import Device
-from jaxnorm.gpu.tile import Copies, Meeting, Reduces, Tile
+from jaxnorm.gpu.tile import Meeting, Reduces, Tile
 
 # Rows start at multiples of 16 bytes: bulk copies require it, and so do loads of 4 numbers by a thread.
 ALIGNMENT = 16
@@ -57,14 +55,20 @@ def tile_of_rows(
 
 
 def plain_tile_of_rows(
-    reduces: Reduces, shape: tuple[int, int, int], lanes: int, parts: int, itemsize: int, arrays: int
+    reduces: Reduces,
+    shape: tuple[int, int, int],
+    lanes: int,
+    parts: int,
+    itemsize: int,
+    arrays: int,
+    steps: int = STEPS[0],
 ) -> Tile | None:
     """For "rows" or "both", with plain copies; None where an instance has fewer rows than a box.
 
     As little as possible reaches beyond the end, with 4 boxes or a few more or less.
     """
     needed = -(-shape[1] // parts)
-    chunk = _chunk(needed, lanes)
+    chunk = _chunk(needed, lanes, most=min(_BOX_ROWS, steps * ELEMENTS_PER_STEP // lanes, needed))
     tiles = []
     for boxes in range(1, 2 * _BOXES + 1):
         least = _round_up(-(-needed // boxes), chunk)
@@ -75,42 +79,6 @@ def plain_tile_of_rows(
             if _last_has(tile, rows):
                 tiles.append(tile)
     return min(tiles, key=lambda tile: (tile.block_rows, abs(tile.boxes - _BOXES)), default=None)
-
-
-def tile_held_in_part(
-    reduces: Reduces,
-    shape: tuple[int, int, int],
-    lanes: int,
-    itemsize: int,
-    arrays: int,
-    device: Device,
-    copies: Copies,
-) -> Tile | None:
-    """For "rows" or "both": a group of all SMs that holds what there is room for, and reads the rest twice."""
-    needed = -(-shape[1] // device.sm_count)
-    empty = Tile(reduces, shape, 0, lanes, MOST_BOXES, 1, 1, arrays, itemsize, copies)
-    room = (device.shared_memory - empty.shared_memory) // arrays // empty.row_bytes
-    chunk = _chunk(min(needed, max(room // _BOXES, 1)), lanes)
-    most = _BOX_ROWS if copies == "bulk" else room
-    sizes = {min(max(room // boxes // chunk, 1) * chunk, most) for boxes in range(_BOXES, 2 * _BOXES)}
-    fitting = [
-        dataclasses.replace(empty, rows=rows, boxes=boxes, chunk=chunk)
-        for rows in sizes
-        for boxes in range(1, min(room // rows, MOST_BOXES) + 1)
-        if dataclasses.replace(empty, rows=rows, boxes=boxes).shared_memory <= device.shared_memory
-    ]
-    if not fitting:
-        return None
-    tile = max(fitting, key=lambda tile: (tile.held_rows, tile.rows))
-    for streamed in range(_round_up(max(needed - tile.held_rows, chunk), chunk), shape[1], chunk):
-        parts = -(-shape[1] // (tile.held_rows + streamed))
-        meeting: Meeting = "group" if parts > 1 else "alone"
-        longer = dataclasses.replace(tile, streamed=streamed, parts=parts, meeting=meeting)
-        last = shape[1] - (parts - 1) * longer.block_rows
-        # A chunk that is moved back must not be stored where a box goes back as well: it stays in what is not held.
-        if last >= (chunk if copies == "bulk" else tile.rows) and not 0 < last - tile.held_rows < chunk:
-            return longer
-    return None
 
 
 def tile_of_instances(batch: int, positions: int, itemsize: int, arrays: int) -> Tile:

@@ -54,7 +54,6 @@ class Tile:
       itemsize: bytes of an element of those.
       copies: how its part comes into shared memory and goes back.
       meeting: how the blocks that share an instance meet.
-      streamed: further rows of a thread block, which it does not hold but reads twice.
       span: how many instances a thread block holds one after the other, and the positions of each. The shape is
         (1, B * R // lanes, lanes) then, and the one box has whole chunks, which may be more rows than the span has.
     """
@@ -70,13 +69,7 @@ class Tile:
     itemsize: int
     copies: Copies = "bulk"
     meeting: Meeting = "alone"
-    streamed: int = 0
     span: tuple[int, int] | None = None
-
-    @property
-    def held_rows(self) -> int:
-        """Rows of x that one thread block has in shared memory."""
-        return self.rows if self.reduces == "lanes" else self.rows * self.boxes
 
     @property
     def first_boxes(self) -> int:
@@ -89,7 +82,7 @@ class Tile:
         """Rows of x that one thread block works on."""
         if self.span is not None:
             return math.prod(self.span) // self.lanes
-        return self.held_rows + self.streamed
+        return self.rows if self.reduces == "lanes" else self.rows * self.boxes
 
     @property
     def blocks(self) -> int:
@@ -127,14 +120,6 @@ class Tile:
         if self.span is not None:
             return self.span[1]
         return self.extent * (self.lanes if self.reduces == "both" else 1)
-
-    @property
-    def share(self) -> float:
-        """Of the positions of an instance, those that are held; the others are read twice."""
-        if not self.streamed:
-            return 1.0
-        starts = range(0, self.extent, self.block_rows)
-        return sum(min(self.extent - start, self.held_rows) for start in starts) / self.extent
 
     @property
     def row_bytes(self) -> int:

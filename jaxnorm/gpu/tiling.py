@@ -6,13 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from jaxnorm.gpu.cutting import (
     ALIGNMENT,
-    ELEMENTS_PER_STEP,
     HALF_SECTOR,
     MOST_BOXES,
-    ROW_BYTES,
     STEPS,
     plain_tile_of_rows,
-    tile_held_in_part,
     tile_of_instances,
     tile_of_rows,
     tile_of_span,
@@ -40,9 +37,6 @@ _GROUP_HANDICAP = 1.1
 _LARGEST_INDEX = 2**31 - 1
 # Two kernels that run at once each have one incomplete group at most. With so many SMs as parts, they fit side by side.
 _SIDE_BY_SIDE = 2
-# Of the arrays that an instance held in part would else read twice, so many are read once: in units that is what it
-# saves beside plain XLA, which reads all of them twice. Less is not worth it.
-_LEAST_HELD_ARRAYS = 0.4
 # Instructions of a thread per element: so many have both passes about, with a ReLU.
 _WITH_RELU = 12.0
 # Channels-first instances up to this size share a thread block. Above it, the 16 blocks that an SM runs at once have
@@ -111,8 +105,6 @@ def _candidates(shape: tuple[int, int, int], itemsize: int, arrays: int, device:
         yield tiles(wide, (1,))
     # Half a sector is for blocks that run side by side, which those of two groups may not.
     yield tiles(wide, groups, "group")
-    in_part = [tile_held_in_part(reduces, shape, n, itemsize, arrays, device, copies) for n in wide[-1:]]
-    yield [tile for tile in in_part if tile is not None and tile.share * arrays >= _LEAST_HELD_ARRAYS]
     if copies == "plain":
         yield tiles(narrow, (1,))
 
@@ -128,11 +120,11 @@ def _tiles(
     meeting: Meeting | None = None,
 ) -> list[Tile]:
     tiles: list[Tile] = []
-    for width, number in itertools.product(lanes, parts):
+    for width, number, steps in itertools.product(lanes, parts, STEPS):
         if copies == "bulk":
-            tiles += [tile_of_rows(reduces, shape, width, number, itemsize, arrays, meeting, steps) for steps in STEPS]
+            tiles.append(tile_of_rows(reduces, shape, width, number, itemsize, arrays, meeting, steps))
         else:
-            tiles += _present(plain_tile_of_rows(reduces, shape, width, number, itemsize, arrays))
+            tiles += _present(plain_tile_of_rows(reduces, shape, width, number, itemsize, arrays, steps))
     return [tile for tile in tiles if is_worth_meeting(tile)]
 
 
@@ -188,20 +180,34 @@ def _too_many(tile: Tile) -> str:
 
 
 def _nothing_fits(shape: tuple[int, int, int], itemsize: int, arrays: int, device: Device) -> str:
-    batch, positions, channels = shape
-    together = together_aligned(positions, itemsize) if channels == 1 else 1
-    width = 1 if channels == 1 else min(ROW_BYTES[-1] // itemsize, channels)
-    size = arrays * positions * width * together * itemsize
-    taken = f"{positions} positions and {arrays} {'array' if arrays == 1 else 'arrays'} take {size} bytes"
-    if positions * (batch if channels == 1 else width) < ELEMENTS_PER_STEP:
+    """The reason, from the tile that comes closest."""
+    _, positions, channels = shape
+    candidates = [tile for tiles in _candidates(shape, itemsize, arrays, device) for tile in tiles]
+    if not candidates:
         return (
             f"an instance of {positions} positions is less than a thread block computes at once, and only bulk copies "
             "(Hopper and newer) fill up the rest"
         )
-    if together > 1:
-        return f"{together} instances of {taken}, which is too much for {device.shared_memory}, those of a thread block"
-    what = "an instance of" if channels == 1 else f"{width} channels of a sample, the fewest that are worth reading, of"
-    return (
-        f"{what} {taken}: too much of it would be read twice, as the shared memory of the whole device has "
-        f"{device.sm_count * device.shared_memory}"
-    )
+    tile = min(candidates, key=lambda tile: tile.shared_memory)
+    if tile.span is not None:
+        what = f"a span of {tile.span[0]} instances of {positions} positions"
+    elif channels == 1:
+        what = f"an instance of {positions} positions"
+    else:
+        what = f"a slice of {positions} positions and {tile.lanes} channels"
+    what += " in an array" if arrays == 1 else f" in {arrays} arrays"
+    blocks = tile.parts
+    if tile.shared_memory <= device.shared_memory:
+        return (
+            f"{what} has {tile.boxes} boxes of {tile.rows} rows in each of {blocks} thread blocks: bulk copies have "
+            f"barriers for {MOST_BOXES}"
+        )
+    holder = "a thread block has" if blocks == 1 else f"{blocks} thread blocks have"
+    if blocks > device.sm_count // 2:
+        holder, blocks = "the GPU has", device.sm_count
+    needed, there = (_bytes(size * blocks) for size in (tile.shared_memory, device.shared_memory))
+    return f"{what} needs {needed} of shared memory: {holder} {there}" + " in all" * (holder == "the GPU has")
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB" if size >= 2**19 else f"{size / 2**10:.3g} KiB"

@@ -54,11 +54,10 @@ class Pass:
             "cluster": f"clusters of {tile.parts}",
             "group": f"groups of {tile.parts} that meet in global memory",
         }[tile.meeting]
-        part = "" if not tile.streamed else f", which is {tile.share:.0%} of an instance: the rest is read twice"
         return (
             f"{head}\n"
             f"  thread blocks: {tile.thread_blocks}, {shared}\n"
-            f"  each holds: {tile.arrays} x {tile.boxes} boxes of {tile.rows} rows of {tile.row_bytes} bytes{part}\n"
+            f"  each holds: {tile.arrays} x {tile.boxes} boxes of {tile.rows} rows of {tile.row_bytes} bytes\n"
             f"  shared memory: {_size(tile.shared_memory)} per thread block, {tile.copies} copies"
         )
 
@@ -145,10 +144,8 @@ def explain(
     # Read and written besides: the residual forward, the residual and its gradient backward. Plain XLA reads the
     # residual once for each of its two passes.
     more = (1, 2 if activation is not None else 0) if _is_given(residual) else (0, 0)
-    again = [0 if isinstance(tile, NoTile) else 1 - tile.share for tile in tiles]
-    # What is not held is read twice: forward x, backward x, dy and the residual.
-    forward: _Units = {"pallas": 2 + more[0] + again[0], "xla": _XLA_FORWARD + more[0]}
-    backward: _Units = {"pallas": 3 + more[1] + again[1] * (2 + more[1] / 2), "xla": _XLA_BACKWARD + 1.5 * more[1]}
+    forward: _Units = {"pallas": 2 + more[0], "xla": _XLA_FORWARD + more[0]}
+    backward: _Units = {"pallas": 3 + more[1], "xla": _XLA_BACKWARD + 1.5 * more[1]}
     return Explanation(
         name,
         gpu,
