@@ -148,7 +148,7 @@ def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple
     _, *between, end = pieces([sweep.span for sweep in sweeps], code.end)
     return Work(
         tile.thread_blocks,
-        tile.parts,
+        tile.blocks_per_instance,
         per_sm,
         loaded,
         stored,
@@ -158,7 +158,7 @@ def _work(code: Code, tile: Any, sweeps: list[_Sweep], per_sm: int, moved: tuple
         _sum(replayed[last:]),
         meeting=sum(replay.latency(code[piece]) for piece in between),
         ending=replay.latency(code[end]),
-        together=tile.meeting != "group",
+        together=tile.synchronization != "group",
         ticket=sum(replay.latency([i]) for i in code.instructions if i.base == "ATOMG"),
     )
 

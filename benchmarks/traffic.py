@@ -169,7 +169,7 @@ def count_case(compiler: Compiler, gpu: str, case: Case) -> dict:
     fits = all(one.bytes_moved is not None for one in passes)
     figures = dict.fromkeys(NORMS) | added(compiler, NORMS if fits else NORMS[:2], case)
     tiles = [one.tile for one in passes]
-    how = [(tile.copies, tile.meeting) for tile in tiles] if fits else []
+    how = [(tile.copies, tile.synchronization) for tile in tiles] if fits else []
     return {"gpu": gpu, "case": case, "figures": figures, "how": how}
 
 

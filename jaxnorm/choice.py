@@ -13,11 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.arguments import Activation, Implementation, without_addresses
-from jaxnorm.gpu.cutting import tile_of_rows
-from jaxnorm.gpu.devices import DEVICES, Device, interpreted
-from jaxnorm.gpu.proven import if_proven, is_any_proven
-from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.gpu.tiling import find_tile
+from jaxnorm.gpu.devices import DEVICES, Device, if_proven, interpreted, is_any_proven
+from jaxnorm.gpu.tile import NoTile, Tile, bulk_tile, find_tile
 
 
 def find_tiles(
@@ -37,7 +34,7 @@ def find_tiles(
       dtype: of x.
       residual, activation: of the call; the activation takes so many captures besides.
       device: the GPU, or None if there is none or it is not known.
-      implementation: as in jaxnorm.instance_norm: None takes only what is proven (jaxnorm.gpu.proven).
+      implementation: as in jaxnorm.instance_norm: None takes only what is proven (jaxnorm.gpu.devices).
     """
     if device is None:
         nothing = NoTile("the computation is not for one CUDA GPU that is known")
@@ -54,7 +51,7 @@ def find_tiles(
     if reason is not None:
         return reason, reason
     # Imported where it is wanted.
-    from jaxnorm.gpu.worth import instructions
+    from jaxnorm.gpu.cost import instructions
 
     def tile(name: str) -> Tile | NoTile:
         issued = instructions(activation, captures, name, narrow=itemsize < 4)
@@ -124,7 +121,7 @@ def _trace_a_kernel() -> None:
     from jaxnorm import pallas_kernel
 
     x, value = jax.ShapeDtypeStruct((1, 256, 8), jnp.float32), jax.ShapeDtypeStruct((1, 1, 8), jnp.float32)
-    forward_tile, backward_tile = (tile_of_rows("rows", x.shape, 8, 2, 4, arrays) for arrays in (1, 2))
+    forward_tile, backward_tile = (bulk_tile("rows", x.shape, 8, 2, 4, arrays) for arrays in (1, 2))
     forward = functools.partial(pallas_kernel.forward, eps=1.0, activation=jax.nn.relu, tile=forward_tile)
     backward = functools.partial(pallas_kernel.backward, activation=jax.nn.relu, tile=backward_tile)
     _, statistics = jax.eval_shape(forward, x, value, value, (), None)

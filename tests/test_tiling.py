@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 
 from jaxnorm.gpu.block import values_shape
 from jaxnorm.gpu.copies import first_of_span
-from jaxnorm.gpu.cutting import MOST_BOXES, tile_of_rows
+from jaxnorm.gpu.cost import is_full, microseconds
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.parts import shape
-from jaxnorm.gpu.ranking import is_full, microseconds
-from jaxnorm.gpu.tile import NoTile
-from jaxnorm.gpu.tiling import find_tile, fits, is_worth_meeting
+from jaxnorm.gpu.synchronization import partials_shape
+from jaxnorm.gpu.tile import MOST_BOXES, NoTile, bulk_tile, find_tile, fits, is_worth_sharing
 
 H100 = DEVICES["H100"]
 
@@ -71,16 +69,16 @@ def test_nobody_waits_for_a_block_that_cannot_run(call):
     tile = find_tile(*call)
     if isinstance(tile, NoTile):
         return
-    assert (tile.meeting == "alone") == (tile.parts == 1)
-    if tile.meeting == "cluster":
-        assert tile.parts in (2, 4, 8)
+    assert (tile.synchronization == "alone") == (tile.blocks_per_instance == 1)
+    if tile.synchronization == "cluster":
+        assert tile.blocks_per_instance in (2, 4, 8)
         assert device.compute_capability >= (9, 0)
-    if tile.meeting == "group":
+    if tile.synchronization == "group":
         # An SM has room for one block at least: it fits.
-        assert tile.parts <= device.sm_count
+        assert tile.blocks_per_instance <= device.sm_count
         # Groups may run one after another, and half a sector would be read twice then.
         assert tile.row_bytes >= 32 or view[2] == 1
-        assert (tile.parts - 1) * tile.block_rows < tile.extent
+        assert (tile.blocks_per_instance - 1) * tile.block_rows < tile.extent
 
 
 @settings(max_examples=300, deadline=None)
@@ -91,7 +89,7 @@ def test_every_row_and_lane_is_covered_once(call):
     if isinstance(tile, NoTile):
         return
     _, rows, lanes = tile.shape
-    assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.parts
+    assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.blocks_per_instance
     if tile.span is not None:
         # Whole instances, from one multiple of 16 bytes to another.
         assert tile.blocks * math.prod(tile.span) == math.prod(view)
@@ -107,7 +105,7 @@ def test_every_row_and_lane_is_covered_once(call):
         return
     assert _covered([index * tile.lanes for index in range(tile.blocks)], tile.lanes, lanes) == list(range(lanes))
     seen = []
-    for start in range(0, tile.parts * tile.block_rows, tile.block_rows):
+    for start in range(0, tile.blocks_per_instance * tile.block_rows, tile.block_rows):
         for at in range(start, start + tile.block_rows, tile.rows):
             beyond = at + tile.rows > rows
             assert not beyond or tile.ragged
@@ -139,7 +137,7 @@ def test_indices_fit_into_32_bits(call):
     elif tile.reduces == "lanes":
         ends += [tile.blocks * tile.rows, tile.boxes * tile.lanes]
     else:
-        ends += [tile.parts * tile.block_rows, tile.blocks * tile.lanes]
+        ends += [tile.blocks_per_instance * tile.block_rows, tile.blocks * tile.lanes]
     # Each is the end of something that is counted from 0.
     assert max(ends) <= 2**31 - 1
 
@@ -186,15 +184,16 @@ def test_no_tile_that_fits_is_ranked_before_it(call, groups):
     widths = [n // itemsize for n in (128, 64, 32) if view[2] % (n // itemsize) == 0]
     ways = [*((parts, None) for parts in (1, 2, 4, 8)), (device.sm_count // groups, "group")]
     for lanes, (parts, meeting) in itertools.product(widths, ways):
-        other = tile_of_rows("rows", view, lanes, parts, itemsize, arrays, meeting)
-        if fits(other, device) and is_worth_meeting(other):
-            assert tile.parts * 2 <= device.sm_count
+        other = bulk_tile("rows", view, lanes, parts, itemsize, arrays, meeting)
+        if fits(other, device) and is_worth_sharing(other):
+            assert tile.blocks_per_instance * 2 <= device.sm_count
             assert rank(tile, device, issued) <= rank(other, device, issued)
 
 
 def rank(tile, device, issued):
-    """A group must be faster beyond doubt."""
-    return not is_full(tile, device), microseconds(tile, device, issued) * (1.1 if tile.meeting == "group" else 1)
+    """A group must be faster by a tenth."""
+    handicap = 1.1 if tile.synchronization == "group" else 1
+    return not is_full(tile, device), microseconds(tile, device, issued) * handicap
 
 
 @settings(max_examples=300, deadline=None)
@@ -207,11 +206,11 @@ def test_every_block_of_a_group_gets_its_turn(call):
     """
     _, itemsize, arrays, device, *_ = call
     tile = find_tile(*call)
-    if isinstance(tile, NoTile) or tile.meeting != "group":
+    if isinstance(tile, NoTile) or tile.synchronization != "group":
         return
-    kernels = 2 if tile.parts * 2 <= device.sm_count else 1
+    kernels = 2 if tile.blocks_per_instance * 2 <= device.sm_count else 1
     assert kernels == 2 or not any(
-        fits(tile_of_rows(tile.reduces, tile.shape, tile.lanes, parts, itemsize, arrays), device)
+        fits(bulk_tile(tile.reduces, tile.shape, tile.lanes, parts, itemsize, arrays), device)
         for parts in (1, 2, 4, 8)
         if tile.copies == "bulk"
     )
@@ -224,7 +223,7 @@ def test_every_block_of_a_group_gets_its_turn(call):
             new = min(left[kernel], room)
             started |= new > 0
             left[kernel] -= new
-            complete = (waiting[kernel] + new) // tile.parts * tile.parts
+            complete = (waiting[kernel] + new) // tile.blocks_per_instance * tile.blocks_per_instance
             room += complete - new
             waiting[kernel] += new - complete
         assert started
@@ -237,10 +236,10 @@ def test_bytes_stay_at_the_floor(call):
     """What blocks exchange is little beside what they read, and no sector is read by two groups."""
     view, itemsize, arrays, *_ = call
     tile = find_tile(*call)
-    if isinstance(tile, NoTile) or tile.parts == 1:
+    if isinstance(tile, NoTile) or tile.blocks_per_instance == 1:
         return
     outer, positions = values_shape(tile)
-    exchanged = 3 * 4 * outer * math.prod(shape(tile, positions))
+    exchanged = 3 * 4 * outer * math.prod(partials_shape(tile, positions))
     assert exchanged <= math.prod(view) * itemsize * arrays / 20
 
 
@@ -286,7 +285,7 @@ def test_clusters_that_an_h100_holds(cluster, per_sm, resident):
 )
 def test_preferences_on_h100(view, itemsize, arrays, row_bytes, cluster):
     tile = find_tile(view, itemsize, arrays, H100)
-    assert (tile.row_bytes, tile.parts) == (row_bytes, cluster)
+    assert (tile.row_bytes, tile.blocks_per_instance) == (row_bytes, cluster)
 
 
 def test_small_instances_share_a_thread_block():
@@ -296,7 +295,7 @@ def test_small_instances_share_a_thread_block():
 
 def test_less_shared_memory_means_larger_clusters():
     large, small = (find_tile((512, 49152, 1), 4, 1, DEVICES[name]) for name in ("H100", "RTX 5090"))
-    assert (large.parts, small.parts) == (2, 8)
+    assert (large.blocks_per_instance, small.blocks_per_instance) == (2, 8)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +317,7 @@ def test_less_shared_memory_means_larger_clusters():
 )
 def test_ways(view, itemsize, arrays, device, how):
     tile = find_tile(view, itemsize, arrays, DEVICES[device])
-    assert (tile.copies, tile.meeting) == how
+    assert (tile.copies, tile.synchronization) == how
 
 
 @pytest.mark.parametrize(

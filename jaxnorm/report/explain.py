@@ -51,9 +51,9 @@ class Pass:
         tile = self.tile
         shared = {
             "alone": "no clusters",
-            "cluster": f"clusters of {tile.parts}",
-            "group": f"groups of {tile.parts} that meet in global memory",
-        }[tile.meeting]
+            "cluster": f"clusters of {tile.blocks_per_instance}",
+            "group": f"groups of {tile.blocks_per_instance} that meet in global memory",
+        }[tile.synchronization]
         return (
             f"{head}\n"
             f"  thread blocks: {tile.thread_blocks}, {shared}\n"
