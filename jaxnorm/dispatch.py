@@ -23,8 +23,7 @@ from jax.interpreters import batching, mlir
 
 from jaxnorm import sharding, xla
 from jaxnorm.call import Call, Gradients, Operands, Statistics
-from jaxnorm.gpu.devices import DEVICES, Device, facts, interpreted, named
-from jaxnorm.gpu.proven import if_proven
+from jaxnorm.gpu.devices import DEVICES, NOT_PROVEN, Device, facts, if_proven, interpreted, is_any_proven, named
 from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.platforms import Cpu, Divided, Generic, Gpu, Platform
 
@@ -86,16 +85,15 @@ class Pass(abc.ABC):
             reason = "no CUDA GPU is known to compute this"
         if reason is not None or device is None:
             return NoTile(str(reason))
-        # Imported where a kernel may run, since Mosaic GPU takes a while to import.
-        from jaxnorm.gpu import elementwise
-        from jaxnorm.gpu import tiling as tile
-        from jaxnorm.gpu import worth as cost
+        if call.implementation is None and not is_any_proven(device):
+            return NOT_PROVEN
+        from jaxnorm.gpu import cost, elementwise, tile
 
         primitive = elementwise.first_uncovered(call.activation)
         if primitive is not None:
             return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")
         view, itemsize = call.layout(operands.x.shape).view_shape, operands.x.dtype.itemsize
-        instructions = cost.instructions(call.activation, 0, self.name, narrow=itemsize < 4)
+        instructions = cost.instructions(call.activation, self.name, narrow=itemsize < 4)
         found = tile.find_tile(view, itemsize, self.arrays(operands), device, instructions)
         return if_proven(found, device) if call.implementation is None else found
 
@@ -204,9 +202,7 @@ def _on_many_devices(one_pass: Pass, call: Call, *arguments: Any) -> Any:
 
 
 def _cannot_run(reason: str) -> ValueError:
-    return ValueError(
-        f"implementation='pallas' cannot run here: {reason}. Pass implementation=None or 'xla'."
-    )
+    return ValueError(f"implementation='pallas' cannot run here: {reason}. Pass implementation=None or 'xla'.")
 
 
 # The rules of the primitives.

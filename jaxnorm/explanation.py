@@ -63,9 +63,9 @@ class Pass:
         tile = self.tile
         shared = {
             "alone": "no clusters",
-            "cluster": f"clusters of {tile.parts}",
-            "group": f"groups of {tile.parts} that synchronize in global memory",
-        }[tile.meeting]
+            "cluster": f"clusters of {tile.blocks_per_instance}",
+            "group": f"groups of {tile.blocks_per_instance} that synchronize in global memory",
+        }[tile.synchronization]
         return (
             f"thread blocks: {tile.thread_blocks}, {shared}\n"
             f"  each holds: {tile.arrays} x {tile.boxes} boxes of {tile.rows} rows of {tile.row_bytes} bytes\n"

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from jaxnorm import scaling
-from jaxnorm.gpu import elementwise, parts
+from jaxnorm.gpu import elementwise, synchronization
 from jaxnorm.gpu.block import (
     Block,
     approximates,
+    for_each_instance,
     launch,
     partials_type,
     values_from_kernel,
@@ -130,16 +131,14 @@ def _forward(
     eps: float,
     activation: elementwise.Traced | None,
 ) -> None:
-    block = Block(tile, scratch, [x] if residual is None else [x, residual], [y], partials)
-
-    def instance() -> None:
+    def instance(block: Block) -> None:
         # Loaded while x is on its way.
         gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
         captured_values = [block.read_values(value) for value in captures]
-        first = block.first_values(x)
+        first = block.load_first_boxes(x)
         scale = scaling.of(first)
         found = block.exchange(_part_moments(block, first, scale))
-        center_value, scaled_delta, variance = parts.merged_moments(found, block.count, tile.positions, scale)
+        center_value, scaled_delta, variance = synchronization.merged_moments(found, block.count, tile.positions, scale)
         scaled_delta = jnp.where(variance == jnp.inf, 0.0, scaled_delta)
         delta_value, rstd_value = scaling.undo(scaled_delta, variance, scale, eps)
 
@@ -161,19 +160,20 @@ def _forward(
                 z = elementwise.evaluate(activation, z, *captured, substitutes=substitutes)
             block.write(0, chunk, z)
 
-        block.sweep(normalize, give_back=True)
+        block.sweep(normalize, loaded=tile.boxes, write_back=True)
 
-    block.for_each_instance(instance)
+    sources = [x] if residual is None else [x, residual]
+    for_each_instance(instance, tile, scratch, sources, [y], partials)
 
 
 def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments of the positions that the block works on: see parts.merged_moments.
+    """The moments of the positions that the block works on: see synchronization.merged_moments.
 
-    The center is the mean of the first boxes, at least 1/16 of what is held, while the others are on their way; its sum
-    is around one element of the instance: a constant instance then has exactly that for its center, and at a large
-    offset the sum rounds less. One sweep around the center gives both sums.
+    The center is the mean of the first boxes, at least 1/16 of all, summed while the others are loaded. Its sum is
+    around one element of the instance: a constant instance then has exactly that for its center, and at a large offset
+    the sum rounds less. One sweep around the center gives both sums.
     """
-    spread_scale = block.spread(scale)
+    spread_scale, first_boxes = block.spread(scale), block.tile.first_boxes
 
     def deviation(chunk: Chunk, around: jax.Array) -> jax.Array:
         # A product by a power of two and a difference, in one instruction and rounded once.
@@ -181,7 +181,12 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
 
     around_first = block.spread(first * scale)
     total = block.total(
-        block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_first=True)
+        block.sweep(
+            lambda chunk, total: total + deviation(chunk, around_first),
+            block.zeros(),
+            loaded=first_boxes,
+            boxes=first_boxes,
+        )
     )
     # Divided by 1 at least: the last blocks of an instance may have nothing.
     center = first + total / jnp.maximum(block.first_count(), 1.0) / scale
@@ -191,7 +196,7 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
         own = deviation(chunk, around_center)
         return totals[0] + own, totals[1] + own * own
 
-    total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros())))
+    total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros()), loaded=first_boxes))
     delta = total / jnp.maximum(block.count(block.rank), 1.0)
     around_mean = jnp.maximum(squares - total * delta, 0.0)
     # What overflowed stays infinite: see scaling.undo.
@@ -215,10 +220,7 @@ def _backward(
     tile: Tile,
     pullback: elementwise.Traced | None,
 ) -> None:
-    sources = [x, dy] if residual is None else [x, dy, residual]
-    block = Block(tile, scratch, sources, [dx] if dresidual is None else [dx, dresidual], partials)
-
-    def instance() -> None:
+    def instance(block: Block) -> None:
         center_value, delta_value, rstd_value = map(block.read_values, statistics)
         gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
         captured = [block.spread(block.read_values(value)) for value in captures]
@@ -248,8 +250,8 @@ def _backward(
                 block.keep(1, chunk, dz)
             return tuple(total + term for total, term in zip(totals, (dz, dz * xhat, *dcaptures), strict=True))
 
-        found = block.sweep(add, (block.zeros(),) * len(sums))
-        totals = parts.total(block.exchange(tuple(map(block.total, found))))
+        found = block.sweep(add, (block.zeros(),) * len(sums), loaded=0)
+        totals = synchronization.total(block.exchange(tuple(map(block.total, found))))
 
         @pl.when(block.rank == 0)
         def _() -> None:
@@ -268,6 +270,8 @@ def _backward(
             if dresidual is not None:
                 block.write(1, chunk, dz)
 
-        block.sweep(finish, give_back=True)
+        block.sweep(finish, loaded=tile.boxes, write_back=True)
 
-    block.for_each_instance(instance)
+    sources = [x, dy] if residual is None else [x, dy, residual]
+    targets = [dx] if dresidual is None else [dx, dresidual]
+    for_each_instance(instance, tile, scratch, sources, targets, partials)

@@ -31,7 +31,7 @@ def test_explain_returns_text_to_be_read(capsys):
     text = repr(explanation)
     assert text == str(explanation)
     assert text.startswith("device: H100, compute capability 9.0, 132 SMs\nforward: pallas, moves 48.0 MiB\n")
-    parts = explanation.forward.tile.parts
+    parts = explanation.forward.tile.blocks_per_instance
     assert (f"clusters of {parts}" if parts > 1 else "no clusters") in text
 
 

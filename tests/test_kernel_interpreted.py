@@ -15,9 +15,8 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu.cutting import plain_tile_of_rows, tile_held_in_part, tile_of_rows, tile_of_span
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.tiling import find_tile, fits
+from jaxnorm.gpu.tile import bulk_tile, find_tile, fits, plain_tile, span_tile
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(180)]
 
@@ -45,7 +44,7 @@ def tiles(view, dtype, residual, how="bulk", parts=None):
     if lanes == 1:
         lanes = 4 if positions % 8 else 8
         reduces, shape = "both", (batch, positions // lanes, lanes)
-    make = {"bulk": tile_of_rows, "plain": plain_tile_of_rows}[how]
+    make = {"bulk": bulk_tile, "plain": plain_tile}[how]
     return [make(reduces, shape, lanes, parts, itemsize, arrays) for arrays in numbers]
 
 
@@ -141,23 +140,13 @@ def _whole(copies, meeting, parts, view, itemsize):
     *_, lanes = view
     reduces, shape = ("rows", view) if lanes > 1 else ("both", (view[0], view[1] // 8, 8))
     if copies == "plain":
-        return lambda arrays: plain_tile_of_rows(reduces, shape, shape[2], parts, itemsize, arrays)
-    return lambda arrays: tile_of_rows(reduces, shape, shape[2], parts, itemsize, arrays, meeting)
-
-
-def _in_part(copies, view, itemsize):
-    """The same of instances held in part, in 3 blocks of 1/6 to 2/3 of their third."""
-
-    def tile(arrays):
-        room = 10 * 1024 + 2 * view[1] * view[2] * itemsize // 9 * 2
-        return tile_held_in_part("rows", view, view[2], itemsize, arrays, Device((9, 0), 3, room), copies)
-
-    return tile
+        return lambda arrays: plain_tile(reduces, shape, shape[2], parts, itemsize, arrays)
+    return lambda arrays: bulk_tile(reduces, shape, shape[2], parts, itemsize, arrays, meeting)
 
 
 WAYS = [
-    *(("bulk", meeting) for meeting in ("alone", "cluster", "group", "in part")),
-    *(("plain", meeting) for meeting in ("alone", "group", "in part")),
+    *(("bulk", meeting) for meeting in ("alone", "cluster", "group")),
+    *(("plain", meeting) for meeting in ("alone", "group")),
     ("span", "alone"),
 ]
 
@@ -169,21 +158,17 @@ def test_every_way_to_copy_and_to_meet(copies, meeting, seed):
     rng = np.random.default_rng([seed, WAYS.index((copies, meeting))])
     dtype = rng.choice(["float32", "bfloat16"])
     itemsize, activation, residual = jnp.dtype(dtype).itemsize, rng.choice(["none", "silu"]), bool(rng.integers(2))
-    parts = {"alone": 1, "cluster": int(rng.choice([2, 4])), "group": int(rng.integers(2, 5)), "in part": 3}[meeting]
+    parts = {"alone": 1, "cluster": int(rng.choice([2, 4])), "group": int(rng.integers(2, 5))}[meeting]
     batch, positions = int(rng.integers(1, 3)), int(rng.integers(200, 500)) * parts
     if copies == "span":
         view = (8 * batch, positions, 1)
-        how = functools.partial(tile_of_span, 8 * batch, positions, itemsize)
-    elif meeting == "in part":
-        view = (1, 2 * positions, 32 // itemsize)
-        how = _in_part(copies, view, itemsize)
+        how = functools.partial(span_tile, 8 * batch, positions, itemsize)
     else:
         view = (batch, positions, 32 // itemsize) if rng.integers(2) else (batch, 8 * positions, 1)
         how = _whole(copies, meeting, parts, view, itemsize)
     tile = how(1 + residual)
     print(f"seed {seed}: {view} {dtype} {activation} residual={residual}\n{tile}")
-    assert (tile.copies, tile.meeting) == (copies, "group" if meeting == "in part" else meeting)
-    assert bool(tile.streamed) == (meeting == "in part")
+    assert (tile.copies, tile.synchronization) == (copies, meeting)
     check(data(view, dtype, residual=residual, offset=rng.normal()), activation, how=how)
 
 
@@ -191,16 +176,16 @@ def test_every_way_to_copy_and_to_meet(copies, meeting, seed):
 def test_more_parts_than_a_cluster_has(view, parts, dtype):
     """They are merged as rows of a chunk, or its positions; the last ones of both are nobody's."""
     how = _whole("bulk", "group", parts, view, jnp.dtype(dtype).itemsize)
-    assert how(1).parts == parts
+    assert how(1).blocks_per_instance == parts
     check(data(view, dtype, residual=True, offset=3.0), "silu", how=how)
 
 
 def test_a_group_where_a_cluster_would_do():
     """Clusters of 8 would leave SMs of this GPU idle."""
     view, device = (3, 5001, 8), Device((9, 0), 20, 40 * 1024)
-    assert fits(tile_of_rows("rows", view, 8, 8, 4, 1), device)
+    assert fits(bulk_tile("rows", view, 8, 8, 4, 1), device)
     tile = find_tile(view, 4, 1, device)
-    assert (tile.meeting, tile.parts) == ("group", 10)
+    assert (tile.synchronization, tile.blocks_per_instance) == ("group", 10)
     check(data(view, "float32", offset=-2.0), "gelu", how=lambda arrays: find_tile(view, 4, arrays, device))
 
 

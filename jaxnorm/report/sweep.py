@@ -1,4 +1,4 @@
-"""Times of the kernel with other tiles than the chosen ones: what the ranking of jaxnorm.gpu.tiling is judged by."""
+"""Times of the kernel with other tiles than the chosen ones: what the ranking of jaxnorm.gpu.tile is judged by."""
 
 import dataclasses
 import math
@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu.cutting import tile_of_rows
+from jaxnorm.gpu.cost import instructions
 from jaxnorm.gpu.devices import Device
-from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.gpu.tiling import find_tile
-from jaxnorm.gpu.worth import instructions
+from jaxnorm.gpu.tile import CLUSTERS, NoTile, Tile, bulk_tile, find_tile
 from jaxnorm.report import stopwatch
 from jaxnorm.xla import Statistics
 
-_ROW_BYTES, _PARTS = (128, 64, 32), (1, 2, 4, 8)
+_ROW_BYTES = (128, 64, 32)
 _ARRAYS = {"forward": 1, "backward": 2}
 
 
@@ -31,10 +29,10 @@ def tiles(view: tuple[int, int, int], itemsize: int, device: Device) -> list[tup
         issued = instructions(jax.nn.relu, 0, name, narrow=itemsize < 4)
         chosen = find_tile(view, itemsize, arrays, device, issued)
         others = [
-            tile_of_rows("rows", view, row_bytes // itemsize, parts, itemsize, arrays)
+            bulk_tile("rows", view, row_bytes // itemsize, blocks, itemsize, arrays)
             for row_bytes in _ROW_BYTES
-            for parts in _PARTS
-            if view[2] % (row_bytes // itemsize) == 0 and device.compute_capability >= (9, 0)
+            for blocks in CLUSTERS
+            if view[2] % (row_bytes // itemsize) == 0 and device.has_bulk_copies
         ]
         taken = [] if isinstance(chosen, NoTile) else [chosen]
         fitting = [tile for tile in others if tile.shared_memory <= device.shared_memory and tile not in taken]
@@ -77,5 +75,6 @@ def as_json(tile: Tile) -> dict[str, Any]:
 
 
 def described(tile: Tile) -> str:
-    how = {"alone": "alone", "cluster": f"clusters of {tile.parts}", "group": f"groups of {tile.parts}"}[tile.meeting]
+    of = f"of {tile.blocks_per_instance}"
+    how = {"alone": "alone", "cluster": f"clusters {of}", "group": f"groups {of}"}[tile.synchronization]
     return f"rows of {tile.row_bytes} bytes, {how}, {tile.boxes} boxes of {tile.rows} rows, {tile.copies}"
