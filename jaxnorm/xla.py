@@ -104,7 +104,8 @@ def backward(
     # The barrier keeps two passes two. XLA may write to memory what they share, such as the mask of a ReLU, so the
     # second one computes it again from statistics that it cannot know to be the same; and it may fuse the sums with the
     # second pass, or with the sum over the batch that follows.
-    again, (dbeta, dgamma) = lax.optimization_barrier((statistics, (dbeta, dgamma)))
+    center_again, delta, rstd, dbeta, dgamma = lax.optimization_barrier((*statistics[:3], dbeta, dgamma))
+    again = statistics._replace(center=center_again, delta=delta, rstd=rstd)
     dz = cotangent(again, pending, *arrays)
     factor = again.rstd * gamma
     dx = platform.spread(factor) * dz
