@@ -47,14 +47,17 @@ def find_tiles(
         # Whichever tile it were, it would not be taken: the activation is not traced for that.
         forward, backward = (if_proven(find_tile(view, itemsize, number, device), device) for number in arrays.values())
         return forward, backward
-    reason = _not_evaluated(activation, captures)
+    if captures:
+        captured = NoTile("the kernel computes no activation that closes over an array")
+        return captured, captured
+    reason = _not_evaluated(activation)
     if reason is not None:
         return reason, reason
     # Imported where it is wanted.
     from jaxnorm.gpu.cost import instructions
 
     def tile(name: str) -> Tile | NoTile:
-        issued = instructions(activation, captures, name, narrow=itemsize < 4)
+        issued = instructions(activation, name, narrow=itemsize < 4)
         found = find_tile(view, itemsize, arrays[name], device, issued)
         return if_proven(found, device) if implementation is None else found
 
@@ -124,16 +127,16 @@ def _trace_a_kernel() -> None:
     forward_tile, backward_tile = (bulk_tile("rows", x.shape, 8, 2, 4, arrays) for arrays in (1, 2))
     forward = functools.partial(pallas_kernel.forward, eps=1.0, activation=jax.nn.relu, tile=forward_tile)
     backward = functools.partial(pallas_kernel.backward, activation=jax.nn.relu, tile=backward_tile)
-    _, statistics = jax.eval_shape(forward, x, value, value, (), None)
-    jax.eval_shape(backward, x, statistics, value, value, (), None, x)
+    _, statistics = jax.eval_shape(forward, x, value, value, None)
+    jax.eval_shape(backward, x, statistics, value, value, None, x)
 
 
-def _not_evaluated(activation: Activation | None, captures: int) -> NoTile | None:
+def _not_evaluated(activation: Activation | None) -> NoTile | None:
     if activation is None:
         return None
     from jaxnorm.gpu.elementwise import first_uncovered
 
-    primitive = first_uncovered(activation, captures)
+    primitive = first_uncovered(activation)
     if primitive is None:
         return None
     return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")

@@ -265,9 +265,10 @@ def _kernel_forward(x: jax.Array, *operands: Any, **options: Any) -> Any:
     # Imported where it is wanted: Mosaic GPU takes a while, and a JAX without it still has the rest.
     from jaxnorm import pallas_kernel
 
-    *of_kernel, _where, _center = operands
+    gamma, beta, _captures, residual, _where, _center = operands
+    y, moments = pallas_kernel.forward(x, gamma, beta, residual, **options)
     # The results of a kernel are typed as the same on every device.
-    return vary_together(pallas_kernel.forward(x, *of_kernel, **options), x)[0]
+    return vary_together((y, xla.Statistics(moments.center, moments.delta, moments.rstd)), x)[0]
 
 
 def _kernel_backward(
@@ -284,5 +285,5 @@ def _kernel_backward(
 ) -> Any:
     from jaxnorm import pallas_kernel
 
-    gradients = pallas_kernel.backward(x, statistics, gamma, beta, captures, residual, dy, **options)
-    return vary_together(gradients, x)[0]
+    found = pallas_kernel.backward(x, statistics, gamma, beta, residual, dy, **options)
+    return vary_together(xla.Gradients(found.x, found.gamma, found.beta, (), found.residual), x)[0]
