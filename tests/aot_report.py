@@ -70,15 +70,13 @@ def report_view(compiler, device, view, dtype, *, residual, activation):
 
     def forward(tile):
         def function(x, gamma, beta, residual):
-            return pallas_kernel.forward(x, gamma, beta, (), residual, eps=1e-5, activation=activation, tile=tile)
+            return pallas_kernel.forward(x, gamma, beta, residual, eps=1e-5, activation=activation, tile=tile)
 
         return function, (x, value, value, added)
 
     def backward(tile):
         def function(x, statistics, gamma, beta, residual, dy):
-            return pallas_kernel.backward(
-                x, statistics, gamma, beta, (), residual, dy, activation=activation, tile=tile
-            )
+            return pallas_kernel.backward(x, statistics, gamma, beta, residual, dy, activation=activation, tile=tile)
 
         return function, (x, statistics, value, value, added, x)
 

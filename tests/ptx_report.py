@@ -33,10 +33,10 @@ def passes(view, dtype, activation, device):
     first, second = (find_tile(view, x.dtype.itemsize, arrays, device) for arrays in (1, 2))
 
     def forward(x, gamma, beta):
-        return pallas_kernel.forward(x, gamma, beta, (), None, eps=1e-5, activation=activation, tile=first)
+        return pallas_kernel.forward(x, gamma, beta, None, eps=1e-5, activation=activation, tile=first)
 
     def backward(x, statistics, gamma, beta, dy):
-        return pallas_kernel.backward(x, statistics, gamma, beta, (), None, dy, activation=activation, tile=second)
+        return pallas_kernel.backward(x, statistics, gamma, beta, None, dy, activation=activation, tile=second)
 
     yield "forward", first, forward, (x, value, value)
     yield "backward", second, backward, (x, Statistics(value, value, value), value, value, x)

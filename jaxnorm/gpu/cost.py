@@ -101,16 +101,15 @@ def _blocks_that_fit(tile: Tile, device: Device) -> int:
     return (device.shared_memory + _RESERVED) // (tile.shared_memory + _RESERVED)
 
 
-def instructions(activation: Callable[..., Any] | None, captures: int, pass_name: str, *, narrow: bool) -> float:
+def instructions(activation: Callable[..., Any] | None, pass_name: str, *, narrow: bool) -> float:
     """Instructions of a thread per element of the kernel, for all sweeps, estimated without a compiler.
 
     Args:
-      activation: a function of z and so many captures, or None.
-      captures: see activation.
+      activation: a function of z, or None.
       pass_name: "forward" or "backward".
       narrow: whether x is in bfloat16 or float16.
     """
     trace = elementwise.trace if pass_name == "forward" else elementwise.trace_pullback
-    names = () if activation is None else elementwise.primitives(trace(activation, captures))
+    names = () if activation is None else elementwise.primitives(trace(activation))
     of_activation = sum(_TRANSCENDENTAL.get(name, (1, 1))[narrow] for name in names)
     return _INSTRUCTIONS[pass_name][narrow] + of_activation

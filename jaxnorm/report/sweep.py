@@ -26,7 +26,7 @@ def tiles(view: tuple[int, int, int], itemsize: int, device: Device) -> list[tup
     """
     found = []
     for name, arrays in _ARRAYS.items():
-        issued = instructions(jax.nn.relu, 0, name, narrow=itemsize < 4)
+        issued = instructions(jax.nn.relu, name, narrow=itemsize < 4)
         chosen = find_tile(view, itemsize, arrays, device, issued)
         others = [
             bulk_tile("rows", view, row_bytes // itemsize, blocks, itemsize, arrays)
@@ -50,11 +50,11 @@ def time_tile(pass_name: str, tile: dict[str, Any], dtype: str) -> dict[str, Any
 
     def forward(x: jax.Array) -> Any:
         relu = jax.nn.relu
-        return pallas_kernel.forward(x, value, 0 * value, (), None, eps=1e-6, activation=relu, tile=chosen)[0]
+        return pallas_kernel.forward(x, value, 0 * value, None, eps=1e-6, activation=relu, tile=chosen)[0]
 
     def backward(x: jax.Array) -> Any:
         relu, beta = jax.nn.relu, 0 * value
-        return pallas_kernel.backward(x, known, value, beta, (), None, x, activation=relu, tile=chosen).x
+        return pallas_kernel.backward(x, known, value, beta, None, x, activation=relu, tile=chosen).x
 
     function = {"forward": forward, "backward": backward}[pass_name]
     taken = stopwatch.measure({"copy": stopwatch.over(jnp.negative), "tile": stopwatch.over(function)}, buffers)
