@@ -5,7 +5,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jaxnorm.explain import explain
-from jaxnorm.functional import instance_moments, instance_norm
+from jaxnorm.functional import group_norm, instance_moments, instance_norm
 from jaxnorm.version import __version__
 
 if TYPE_CHECKING:
@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from jaxnorm.flax_module import InstanceNorm, InstanceNorm2D
 
 
-__all__ = ["InstanceNorm", "InstanceNorm2D", "__version__", "explain", "instance_moments", "instance_norm", "nnx"]
+__all__ = [
+    "InstanceNorm",
+    "InstanceNorm2D",
+    "__version__",
+    "explain",
+    "group_norm",
+    "instance_moments",
+    "instance_norm",
+    "nnx",
+]
 
 
 def __getattr__(name: str) -> Any:

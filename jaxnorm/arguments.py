@@ -57,7 +57,7 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
-def check_input(x: Any) -> jax.Array:
+def check_input(x: Any, least_rank: int = 3) -> jax.Array:
     """Returns x as an array, after checking its type, dtype and rank."""
     if not is_array(x):
         raise TypeError(
@@ -71,7 +71,12 @@ def check_input(x: Any) -> jax.Array:
         raise TypeError(
             f"x must be one of {', '.join(_DTYPES)}: got {array.dtype.name} of shape {array.shape}. {remedy}"
         )
-    if array.ndim < 3:
+    if array.ndim < least_rank == 2:
+        raise ValueError(
+            f"x must have rank 2 or more, (N, C, *spatial) or (N, *spatial, C): got shape {array.shape}. "
+            "Add a batch axis with x[None]."
+        )
+    if array.ndim < least_rank:
         raise ValueError(
             "x must have rank 3 or more, (N, C, *spatial) or (N, *spatial, C), since the statistics are taken over "
             f"the spatial axes: got shape {array.shape}. For features without spatial axes use layer normalization."
@@ -105,10 +110,10 @@ def check_channel_axes(shape: tuple[int, ...], channel_axis: Axes, name: str = "
     return tuple(axes)
 
 
-def check_spatial(shape: tuple[int, ...], channel_axes: tuple[int, ...]) -> None:
+def check_spatial(shape: tuple[int, ...], channel_axes: tuple[int, ...], least_axes: int = 1) -> None:
     """There must be a position to take the statistics over."""
     spatial = {axis: shape[axis] for axis in range(1, len(shape)) if axis not in channel_axes}
-    if not spatial:
+    if len(spatial) < least_axes:
         raise ValueError(
             "At least one axis must be neither batch nor channel, since the statistics are taken over the rest: "
             f"got channel axes {channel_axes} for x of shape {shape}. Leave a spatial axis out of channel_axis."
@@ -164,6 +169,29 @@ def _instead_of_an_array(value: Any) -> str:
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
+
+
+def check_groups(num_groups: Any, group_size: Any, shape: tuple[int, ...], channel_axis: int) -> int:
+    """Returns how many channels form a group."""
+    channels = shape[channel_axis]
+    given = {
+        name: value for name, value in (("num_groups", num_groups), ("group_size", group_size)) if value is not None
+    }
+    if len(given) != 1:
+        raise ValueError(
+            "Either num_groups or group_size must be given, and not both: got "
+            f"num_groups={shown(num_groups)} and group_size={shown(group_size)}. Many networks have num_groups=32."
+        )
+    ((name, value),) = given.items()
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer: got {type_name(value)} {shown(value)}.")
+    if value < 1 or channels % int(value):
+        divisors = [n for n in range(1, channels + 1) if channels % n == 0]
+        raise ValueError(
+            f"{name} must divide the {channels} channels of x: got {name}={value} for x of shape {shape} with channel "
+            f"axis {channel_axis}. It would divide them as one of {shown(divisors)}. Is x laid out as you think?"
+        )
+    return channels // int(value) if name == "num_groups" else int(value)
 
 
 def check_residual(residual: Any, x: jax.Array) -> Any:

@@ -89,6 +89,7 @@ class Call:
       channel_axes, eps, axis_name, implementation: as in jaxnorm.instance_norm, checked.
       activation: None, or a pointwise function that is fused: see jaxnorm.activation.
       group_size: how many neighboring channels share their statistics: 1 for instance norm.
+      channel_axis_name: None, or the mapped axes over which the channels of groups are spread, by jit.
       batch_axes: how many of the first axes are batch. Every vmap adds one.
       device: None, or the GPU that the kernel is cut for instead of the one that computes, for checks of the kernel.
     """
@@ -99,6 +100,7 @@ class Call:
     axis_name: AxisName | None = None
     implementation: Implementation | None = None
     group_size: int = 1
+    channel_axis_name: AxisName | None = None
     batch_axes: int = 1
     device: Device | None = None
 

@@ -190,7 +190,8 @@ def _on_one_device(one_pass: Pass, platform: str, device: Device | None, call: C
             needs_gpu = device is None and _not_by_kernel(call, arguments[0]) is None and platform != "cuda"
             raise _cannot_run(f"it needs a CUDA GPU: this computation runs on {platform}" if needs_gpu else tile.reason)
     form = _PLATFORMS.get(platform, Generic)
-    return one_pass.in_plain_xla(form(call.layout(arguments[0].x.shape), call.axis_name), call, *arguments)
+    layout = call.layout(arguments[0].x.shape)
+    return one_pass.in_plain_xla(form(layout, call.axis_name, call.channel_axis_name), call, *arguments)
 
 
 def _on_many_devices(one_pass: Pass, call: Call, *arguments: Any) -> Any:
@@ -204,8 +205,7 @@ def _on_many_devices(one_pass: Pass, call: Call, *arguments: Any) -> Any:
 
 def _cannot_run(reason: str) -> ValueError:
     return ValueError(
-        f"implementation='pallas' cannot run here: {reason}. Pass implementation=None, which takes another where it "
-        "must, or 'xla'."
+        f"implementation='pallas' cannot run here: {reason}. Pass implementation=None or 'xla'."
     )
 
 

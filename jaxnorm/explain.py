@@ -139,6 +139,7 @@ def explain(
     >>> explanation = jaxnorm.explain(x, **relu_norm, implementation="pallas", device="H100")
     >>> explanation
     device: H100, compute capability 9.0, 132 SMs
+    activation: fused
     forward: pallas, moves 32.0 MiB
     ...
     >>> jaxnorm.explain(x, **relu_norm, device="H100").forward.implementation

@@ -43,8 +43,10 @@ class Platform(abc.ABC):
     axes: tuple[int, ...]
     keeps_cotangent: ClassVar[bool] = False
 
-    def __init__(self, layout: Layout, axis_name: AxisName | None = None) -> None:
-        self.layout, self.axis_name = layout, axis_name
+    def __init__(
+        self, layout: Layout, axis_name: AxisName | None = None, channel_axis_name: AxisName | None = None
+    ) -> None:
+        self.layout, self.axis_name, self.channel_axis_name = layout, axis_name, channel_axis_name
 
     # Views.
 
@@ -117,16 +119,23 @@ class Platform(abc.ABC):
 
         Args:
           reduce: from (..., group_size) to (..., 1).
-          value: per instance. Channels of a group are neighbors in it.
+          value: per instance.
         """
         size = self.layout.group_size
         if size == 1:
             return value
-        # Where the lanes of a view are the channels they are split, else all instances in order. On devices that may
-        # have a part of the batch each, nothing is merged.
-        leading = value.shape[:-1] if value.shape[-1] % size == 0 else ()
-        grouped = value.reshape(*leading, -1, size)
-        return jnp.broadcast_to(reduce(grouped), grouped.shape).reshape(value.shape)
+        values = self.instances(value)
+        own, axis = values.shape[-1], values.ndim - 1
+        if self.channel_axis_name is not None:
+            values = lax.all_gather(values, self.channel_axis_name, axis=axis, tiled=True)
+        whole = values.shape[-1] // size * size
+        grouped = values[..., :whole].reshape(*values.shape[:-1], -1, size)
+        reduced = jnp.broadcast_to(reduce(grouped), grouped.shape).reshape(*values.shape[:-1], whole)
+        if self.channel_axis_name is not None:
+            # XLA pads channels that its devices do not divide, and what is padded has no group.
+            reduced = jnp.pad(reduced, ((0, 0),) * axis + ((0, values.shape[-1] - whole),))
+            reduced = lax.dynamic_slice_in_dim(reduced, lax.axis_index(self.channel_axis_name) * own, own, axis)
+        return self.view_instances(reduced)
 
     def group_sum(self, value: jax.Array) -> jax.Array:
         """The sum of a per-instance value over the channels of each group."""

@@ -70,6 +70,9 @@ def over_explicit_axes(norm: Pass, call: Call, arguments: Arguments) -> tuple[ja
     sharding = jax.typeof(arguments.x).sharding
     mesh, layout = sharding.mesh, call.layout(arguments.x.shape)
     spec = _spec(sharding, arguments.x.ndim)
+    if _cut_groups(layout, spec, dict(mesh.shape)):
+        # The derivatives of the plain formula need groups on one device: the channels are gathered.
+        spec = tuple(() if axis in layout.channel_axes else names for axis, names in enumerate(spec))
     parts = jax.tree.map(lambda _, axes: _part(spec, axes), arguments, _axes(layout, arguments))
     arguments = jax.tree.map(lambda v, part: jax.sharding.reshard(v, NamedSharding(mesh, part)), arguments, parts)
     names = (*as_names(call.axis_name), *(name for axis in layout.spatial_axes for name in spec[axis]))
@@ -133,6 +136,9 @@ def _on_part(one_pass: Pass, call: Call, layout: Layout, spec: Spec, sizes: dict
     """
     shares = {axis: math.prod(sizes[name] for name in spec[axis]) for axis in layout.spatial_axes}
     names = tuple(name for axis, share in shares.items() if share > 1 for name in spec[axis])
+    cut = _cut_groups(layout, spec, sizes)
+    if cut:
+        call = dataclasses.replace(call, channel_axis_name=cut)
     if not names:
         return one_pass(call, *arguments)
     padded = {axis: spec[axis] for axis, share in shares.items() if layout.shape[axis] % share}
@@ -192,6 +198,15 @@ def _axes(layout: Layout, values: Any) -> Any:
         return roles(*map(of, values._fields, values))
     # y and dy have no name.
     return tuple(_axes(layout, value) for value in values) if isinstance(values, tuple) else whole
+
+
+def _cut_groups(layout: Layout, spec: Spec, sizes: dict[str, int]) -> tuple[str, ...]:
+    """The mesh axes that divide the channels, where they leave parts of a group on different devices."""
+    if layout.group_size == 1:
+        return ()
+    (axis,) = layout.channel_axes
+    share = math.prod(sizes[name] for name in spec[axis])
+    return spec[axis] if share > 1 and layout.shape[axis] % (share * layout.group_size) else ()
 
 
 def _part(spec: Spec, axes: Axes) -> PartitionSpec:
