@@ -146,8 +146,8 @@ def kind_of(tile: Tile) -> Kind:
 
 
 def kinds(device: Device) -> list[Kind]:
-    """All kinds that a GPU runs: bulk copies and clusters since Hopper, plain copies before."""
-    if device.compute_capability < (9, 0):
+    """All kinds that a GPU runs."""
+    if not device.has_bulk_copies:
         return [Kind("plain", "alone"), Kind("plain", "group"), Kind("span", "alone")]
     clusters = [Kind("bulk", "cluster", blocks) for blocks in (2, 4, 8)]
     return [Kind("bulk", "alone"), *clusters, Kind("bulk", "group"), Kind("span", "alone")]
@@ -204,10 +204,10 @@ def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device:
         shape=(batch, *spatial, channels) if channels_last else (batch, channels, *spatial),
         channel_axis=-1 if channels_last else 1,
         implementation="pallas",
-        device=Device(
-            device.compute_capability,
-            _between(rng, 2, device.sm_count),
-            device.shared_memory if is_span else min(shared, device.shared_memory),
+        device=dataclasses.replace(
+            device,
+            sm_count=_between(rng, 2, device.sm_count),
+            shared_memory=device.shared_memory if is_span else min(shared, device.shared_memory),
         ),
         **options,
     )
@@ -224,14 +224,16 @@ def draw_listed(rng: np.random.Generator, listed: list[tuple[tuple[int, ...], in
 
 
 def draw_plain(rng: np.random.Generator, count: int, implementation: Implementation | None) -> list[Case]:
-    """So many random cases of any layout, without the kernel."""
+    """So many random cases of any layout, without the kernel; every other one is group norm."""
     found = []
     for turn in range(count):
         batch, channels = _between(rng, 1, 8), _between(rng, 1, 256)
         spatial = [_to_odd(_between(rng, 4, 64)) for _ in range(rng.integers(1, 3))]
         shapes = {1: (batch, channels, *spatial), -1: (batch, *spatial, channels)}
         axis = int(rng.choice(list(shapes)))
-        found.append(Case(shapes[axis], axis, implementation=implementation, **_options(rng, turn)))
+        size = int(rng.choice([size for size in range(1, channels + 1) if channels % size == 0])) if turn % 2 else 1
+        options = _options(rng, turn)
+        found.append(Case(shapes[axis], axis, implementation=implementation, group_size=size, **options))
     return found
 
 
