@@ -251,6 +251,7 @@ def test_without_a_gpu(tmp_path, capsys, monkeypatch):
     """The default path and the kernel interpreted; and what was not checked is printed."""
     planned = plan.without_gpu(3)
     assert [entry.row["kind"] for entry in planned].count("default") == 6
+    assert any(entry.job.arguments["case"].group_size > 1 for entry in planned)
     interpreted = next(entry for entry in planned if entry.job.arguments.get("interpreted"))
     monkeypatch.setattr(plan, "without_gpu", lambda seed: [*planned[:2], interpreted, planned[-1]._replace(job=None)])
     monkeypatch.setattr(command, "_WITHOUT_GPU", 300)

@@ -19,7 +19,7 @@ EPS = 1e-5
 DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS: dict[str, Activation | None] = {"none": None, "tanh": jnp.tanh}
 # So many guesses are made for a case of one kind.
-_GUESSES = 2000
+_GUESSES = 1000
 
 # Rows of 16 bytes, and samples that end inside a box with another sample after them: (shape, channel axis, dtype). A
 # store that does not stop at the end of its sample overwrites the next one here. The interpreter does not show it.
@@ -186,8 +186,14 @@ def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device:
     # Rows must start at multiples of 16 bytes; a span is for instances that do not.
     is_span, aligned = kind.copies == "span", 16 // jnp.dtype(options["dtype"]).itemsize
     channels_last = bool(rng.integers(2)) and not is_span
-    elements, batch = _between(rng, *size.elements), _between(rng, 1, 8)
-    channels = aligned * _between(rng, 1, 32) if channels_last else _between(rng, 1, 64)
+    most_blocks = size.thread_blocks[1]
+    blocks = kind.blocks or (
+        _between(rng, 2, min(device.sm_count, most_blocks)) if kind.synchronization == "group" else 1
+    )
+    # An instance, or 8 times as many channels as are aligned, takes that many blocks.
+    elements, batch = _between(rng, *size.elements), _between(rng, 1, min(8, most_blocks // blocks))
+    most = max(1, most_blocks // (blocks * batch))
+    channels = aligned * _between(rng, 1, min(32, 8 * most)) if channels_last else _between(rng, 1, min(64, most))
     if is_span:
         # A thread block has several instances, so they must be small and many.
         channels = aligned * max(1, elements // (batch * aligned * _between(rng, 16, 2048)))
@@ -196,8 +202,7 @@ def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device:
     spatial = [rounded(_between(rng, 1, 64))] if rng.integers(2) else []
     row = 1 if channels_last or is_span else aligned * int(rng.choice([1, 2, 8]))
     spatial.append(rounded(elements // (batch * channels * math.prod(spatial) * row)) * row)
-    # We take about as much shared memory as makes the instance take the wanted number of blocks.
-    blocks = {"alone": 1, "cluster": kind.blocks or 1, "group": _between(rng, 2, device.sm_count)}[kind.synchronization]
+    # With about this much shared memory an instance takes the wanted number of blocks. Groups fill all SMs or a part.
     instance_bytes = math.prod(spatial) * (32 if channels_last else 4)
     shared = max(12 * 1024, 8 * 1024 + int(instance_bytes / blocks * rng.uniform(0.5, 4)))
     return Case(
@@ -206,7 +211,7 @@ def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device:
         implementation="pallas",
         device=dataclasses.replace(
             device,
-            sm_count=_between(rng, 2, device.sm_count),
+            sm_count=min(blocks * _between(rng, 2, 8), device.sm_count),
             shared_memory=device.shared_memory if is_span else min(shared, device.shared_memory),
         ),
         **options,
@@ -231,7 +236,11 @@ def draw_plain(rng: np.random.Generator, count: int, implementation: Implementat
         spatial = [_to_odd(_between(rng, 4, 64)) for _ in range(rng.integers(1, 3))]
         shapes = {1: (batch, channels, *spatial), -1: (batch, *spatial, channels)}
         axis = int(rng.choice(list(shapes)))
-        size = int(rng.choice([size for size in range(1, channels + 1) if channels % size == 0])) if turn % 2 else 1
+        size = (
+            int(rng.choice([size for size in range(min(2, channels), channels + 1) if channels % size == 0]))
+            if turn % 2
+            else 1
+        )
         options = _options(rng, turn)
         found.append(Case(shapes[axis], axis, implementation=implementation, group_size=size, **options))
     return found

@@ -16,8 +16,8 @@ from jaxnorm.selfcheck.process import Job
 _QUICK, _WHOLE, _WITHOUT_GPU = 110, 570, 45
 _NO_GPU = """\
 No CUDA GPU: this checks what implementation=None takes here, and the kernel in Pallas' interpreter on small shapes.
-Not checked: clusters of more than 2 (the tests interpret them); that the kernel compiles for a GPU, that a GPU \
-computes what the interpreter does, that thread blocks wait for each other there; and times."""
+Not checked: clusters and groups of many blocks (the tests interpret them); that the kernel compiles for a GPU, \
+that a GPU computes what the interpreter does, that thread blocks wait for each other there; and times."""
 
 
 def selfcheck(
@@ -36,7 +36,7 @@ def selfcheck(
     console = Console()
     seed = random.randrange(2**31) if seed is None else seed
     facts = process.run(Job(machine.describe, {}, 120))
-    outcome, gpu = facts.pop("outcome"), facts.pop("gpu", None)
+    outcome, gpu, _ = facts.pop("outcome"), facts.pop("gpu", None), facts.pop("seconds taken")
     if outcome != "done":
         console.print(f"This machine could not be described: {outcome}, {facts['reason']}", markup=False)
         return 1

@@ -16,8 +16,12 @@ from jaxnorm.selfcheck.process import Job
 _LIMIT, _LIMIT_OF_TIMES = 90.0, 240.0
 # On a GPU cases have about as many thread blocks as it runs at once, or more.
 _ON_GPU, _RACING = Size((2**16, 2**22), (1, 2**20)), Size((2**14, 2**19), (8, 2**20))
-# Interpreted thread blocks are threads of Python.
-_INTERPRETED, _INTERPRETED_BLOCKS = Size((2**9, 2**14), (1, 8)), 2
+# Interpreted thread blocks are threads of Python, so there are few.
+_INTERPRETED = Size((2**9, 2**16), (1, 8))
+_IN_INTERPRETER = {
+    "H100": [Kind("bulk", "alone"), Kind("bulk", "cluster", 2), Kind("span", "alone")],
+    "A100": [Kind("plain", "alone"), Kind("plain", "group")],
+}
 
 
 class Entry(NamedTuple):
@@ -54,8 +58,7 @@ def without_gpu(seed: int) -> list[Entry]:
     """About a minute of cases: what implementation=None takes, and the kernel interpreted as on an H100 and an A100."""
     rng = np.random.default_rng(seed)
     entries = [_entry("numbers", case) for case in cases.draw_plain(rng, 6, None)]
-    for name in ("H100", "A100") * 2:
-        wanted = [kind for kind in cases.kinds(DEVICES[name]) if (kind.blocks or 1) <= _INTERPRETED_BLOCKS]
+    for name, wanted in 2 * list(_IN_INTERPRETER.items()):
         drawn = cases.draw_kinds(rng, wanted, 1, DEVICES[name], _INTERPRETED)
         entries += [_entry("numbers", case, kind, interpreted=True) for kind, case in drawn]
     return entries

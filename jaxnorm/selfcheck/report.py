@@ -87,8 +87,8 @@ def _counted(outcomes: Counter[str]) -> str:
 
 def _last_lines(report: Report) -> list[str]:
     rows = _rows(report, *STAGES)
-    outcomes = _counted(Counter(row["outcome"] for row in rows))
-    lines = [f"{outcomes} in {report['seconds']} s, seed {report['seed']}"]
+    outcomes = Counter(row["outcome"] for row in rows if row["outcome"] != "not run")
+    lines = [f"{_counted(outcomes) or 'nothing'} in {report['seconds']} s, seed {report['seed']}"]
     not_run = Counter(row["reason"] for row in rows if row["outcome"] == "not run")
     lines += ["not run: " + ", ".join(f"{count} ({reason})" for reason, count in not_run.items())] * bool(not_run)
     lines += [f"numbers and races: {report['verdict']}"]
@@ -106,13 +106,10 @@ def _tables(report: Report) -> list[Table]:
 
 
 def _checks(stage: str, rows: list[dict[str, Any]]) -> Table:
-    """With a column that only races fill: how many repeats differed."""
-    title = {"numbers": "numbers against float64", "races": "races"}[stage]
-    table = Table("case", "kind", "closest to its limit", "differing", "outcome", title=title)
+    title = {"numbers": "numbers against float64", "races": "the same bits again and again"}[stage]
+    table = Table("case", "kind", "closest to its limit", "outcome", title=title)
     for row in rows:
-        differing = ", ".join(f"{count} next to {beside}" for beside, count in row.get("differing", {}).items())
-        of = f"{differing}, of {row['repeats']}" if differing else ""
-        table.add_row(row["case"], row["kind"], _closest(row.get("results", {})), of, _outcome(row))
+        table.add_row(row["case"], row["kind"], _closest(row.get("results", {})), _outcome(row))
     return table
 
 
