@@ -1,162 +1,261 @@
-"""Time of relu(norm(x)), forward and training step, beside what people use.
+"""Time of activation(norm(x) + residual), forward and training step, compared with other libraries.
 
-    python benchmarks/compare.py
-    python benchmarks/compare.py --shapes 'CycleGAN 64' digits --dtypes float32 --torch-python /path/to/python
+    python -m benchmarks.compare                                # the listed shapes, with ReLU, without a residual
+    python -m benchmarks.compare --seeds 1 2 3                  # 60 random shapes of each seed, compared with Flax
+    python -m benchmarks.compare --seeds 1 2 3 --against PATH   # also with the copy of jaxnorm in the folder PATH
 
-Contenders take turns within one run and are compared round by round. Ratios are speeds, larger is faster. One of the
-contenders is a copy of x, to see how near a pass comes to what memory allows: forward must read x and write y; a
-training step must read x and write y, and then read x and dy and write dx.
+Contenders take turns, and are compared round by round: a ratio is the median over the rounds of the ratio within a
+round. With --against each of the two copies of jaxnorm runs in a process of its own. The slowest random shapes are
+measured twice, since the lowest of many noisy numbers is lower than the truth.
 """
 
 import argparse
-import sys
-from dataclasses import dataclass
+import contextlib
+import dataclasses
+import pathlib
+import random
+from collections.abc import Iterator
 
-try:
-    import jax
-    import jax.numpy as jnp
-    import plot
-    import tables
-    from contenders import BASELINE, contenders, forward, step
-    from report import add_output_options, describe, machine, progress, publish
-    from shapes import LAYOUTS, SUITE, TINY, Layout, Shape
-    from torch_process import TorchError, TorchProcess, default_python
-    from turns import Spread, Turn, device_turn, ratios, take_turns, wall_turn
-except ModuleNotFoundError as error:
-    sys.exit(f"compare: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
+import jax
+import jax.numpy as jnp
 
-DTYPES = ("float32", "bfloat16")
-PASSES = {"forward": forward, "step": step}
-# Arrays of the size of x that a pass must read and write.
+from benchmarks import report, turns
+from benchmarks.contenders import BASELINE, JAXNORM, OTHERS, STABLE, arguments, call, contenders, waiting
+from benchmarks.shapes import DTYPES, LAYOUTS, PASSES, SHAPES, TINY, Case, listed, random_cases
+from benchmarks.turns import Spread, Turn
+from benchmarks.worker import ROOT, Worker, WorkerError, jaxnorm_worker, torch_worker
+
+# Arrays of the size of x that a pass must read and write: x and y; and then x, dy and dx.
 UNITS = {"forward": 2, "step": 5}
+TITLES = {"forward": "Forward", "step": "Training step (y and all gradients)"}
+AGAINST, TORCH, COPY = "the other jaxnorm", "PyTorch", "a copy of x"
+WORST = 5
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is measured at a time."""
-
-    name: str
-    shape: Shape
-    layout: Layout
-    dtype: str
-    pass_name: str
-
-    @property
-    def array(self) -> tuple[int, ...]:
-        return self.shape.array(self.layout)
-
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Result:
-    """Of one contender.
+    """One case.
 
     Attributes:
-      seconds: per call.
-      speed: in multiples of Flax's default.
-      behind: its time in multiples of jaxnorm's.
-      bytes_per_second: of those that must move.
-      share_of_copy: of the bytes per second of a copy, in percent.
+      rounds: the number of rounds.
+      seconds: per call, of each contender.
+      speed: how many times as fast jaxnorm is as each other contender.
+      share_of_copy: the bytes per second that jaxnorm must move, in those of a copy; None if no copy was timed.
     """
 
     case: Case
-    contender: str
     rounds: int
-    seconds: Spread
-    speed: Spread
-    behind: Spread
-    bytes_per_second: float
-    share_of_copy: float
+    seconds: dict[str, Spread]
+    speed: dict[str, Spread]
+    share_of_copy: float | None
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints, writes."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    on_cpu = jax.default_backend() == "cpu"
-    if arguments.torch_python and not on_cpu:
-        parser.error("--torch-python: PyTorch takes part on the CPU only; set JAX_PLATFORMS=cpu, or leave it out")
-    cases = [
-        Case(name, (SUITE | TINY)[name], layout, dtype, pass_name)
-        for dtype in arguments.dtypes
-        for layout in arguments.layouts
-        for name in arguments.shapes
-        for pass_name in PASSES
-    ]
-    facts = machine()
-    python = arguments.torch_python or (default_python() if on_cpu else None)
+    parser = _options()
+    chosen = parser.parse_args(argv)
+    if (chosen.torch_python or chosen.against) and jax.default_backend() != "cpu":
+        parser.error("--torch-python and --against work on a CPU only: set JAX_PLATFORMS=cpu, or leave them out")
+    cases, seconds, others = _what_to_measure(chosen)
+    facts = report.machine()
     try:
-        if python is None:
-            results = measure_all(cases, arguments.seconds)
-        else:
-            with TorchProcess(python) as torch:
-                facts["versions"]["torch"], facts["torch threads"] = torch.version, torch.threads
-                results = measure_all(cases, arguments.seconds, torch)
-    except TorchError as error:
-        parser.error(f"--torch-python: {error}")
-    publish(arguments, tables.report(results, facts), {"machine": facts, "results": results})
-    if arguments.plot:
-        plot.draw_speeds(results, arguments.plot, describe(facts))
+        with _workers(chosen) as workers:
+            facts["versions"] |= {name: worker.hello["version"] for name, worker in workers.items()}
+            results = [measure(case, seconds, others, workers) for case in report.progress(cases, "timing")]
+            suspects = _slowest_of_each(results) if chosen.seeds is not None else []
+            again = {
+                result.case: measure(result.case, 5 * seconds, others, workers)
+                for result in report.progress(suspects, "timing again")
+            }
+    except WorkerError as error:
+        parser.error(str(error))
+    title = "Norm and activation compared with other libraries"
+    report.publish(chosen, title, tables(results, again), facts, {"cases": results, "again": list(again.values())})
+    if chosen.plot:
+        draw(results, chosen.plot)
 
 
-def measure_all(cases: list[Case], seconds: float, torch: TorchProcess | None = None) -> list[Result]:
-    """So many seconds each, and the time to compile."""
-    return [result for case in progress(cases, "timing") for result in measure(case, seconds, torch)]
+def _what_to_measure(chosen: argparse.Namespace) -> tuple[list[Case], float, list[str] | None]:
+    """The cases, the seconds for each, and the other contenders, where None is all and a copy."""
+    if chosen.seeds is None:
+        names = chosen.shapes or list(TINY if chosen.quick else SHAPES)
+        cases, seconds, others = listed(names, chosen.layouts, chosen.dtypes), 1.5, chosen.contenders
+    else:
+        seeds = chosen.seeds or [random.SystemRandom().randrange(10**6)]
+        cases = [case for seed in seeds for case in random_cases(seed, 2 if chosen.quick else chosen.count)]
+        seconds, others = 0.4, chosen.contenders or [BASELINE]
+    if chosen.seconds is not None:
+        seconds = chosen.seconds
+    return cases, 0 if chosen.quick else seconds, others
 
 
-def measure(case: Case, seconds: float, torch: TorchProcess | None = None) -> list[Result]:
-    """One result per contender."""
-    times = take_turns(_turns(case, torch), seconds)
-    copy = times.pop("copy")
-    size = case.shape.size * jnp.dtype(case.dtype).itemsize
-    units = UNITS[case.pass_name]
-    return [
-        Result(
-            case=case,
-            contender=name,
-            rounds=len(taken),
-            seconds=Spread.of(taken),
-            speed=ratios(times[BASELINE], taken),
-            behind=ratios(taken, times["jaxnorm"]),
-            bytes_per_second=units * size / Spread.of(taken).median,
-            share_of_copy=100 * units / 2 * ratios(copy, taken).median,
-        )
-        for name, taken in times.items()
-    ]
+@contextlib.contextmanager
+def _workers(chosen: argparse.Namespace) -> Iterator[dict[str, Worker]]:
+    """The contenders that need a process of their own."""
+    wanted = []
+    if chosen.against:
+        wanted += [(JAXNORM, "--against", jaxnorm_worker, ROOT), (AGAINST, "--against", jaxnorm_worker, chosen.against)]
+    if chosen.torch_python:
+        wanted.append((TORCH, "--torch-python", torch_worker, chosen.torch_python))
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, option, start, where in wanted:
+            try:
+                workers[name] = start(where)
+            except WorkerError as error:
+                raise WorkerError(f"{option}: {error}") from error
+            stack.callback(workers[name].close)
+        yield workers
 
 
-def _turns(case: Case, torch: TorchProcess | None) -> dict[str, Turn]:
+def measure(case: Case, seconds: float, others: list[str] | None, workers: dict[str, Worker]) -> Result:
+    """Compiles all contenders, then lets them take turns for so many seconds."""
+    taken = turns.take_turns(_turns(case, others, workers), seconds)
+    copy, ours = taken.pop(COPY, None), taken[JAXNORM]
+    return Result(
+        case=case,
+        rounds=len(ours),
+        seconds={name: Spread.of(values) for name, values in taken.items()},
+        speed={name: turns.ratios(values, ours) for name, values in taken.items() if name != JAXNORM},
+        share_of_copy=UNITS[case.pass_name] / 2 * turns.ratios(copy, ours).median if copy else None,
+    )
+
+
+def _turns(case: Case, others: list[str] | None, workers: dict[str, Worker]) -> dict[str, Turn]:
     platform = jax.default_backend()
-    make_turn = wall_turn if platform == "cpu" else device_turn
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, dy = (jax.random.normal(key, case.array, case.dtype) for key in keys[:2])
-    noise = [0.1 * jax.random.normal(key, case.shape.channels) for key in keys[2:]]
-    wrap = PASSES[case.pass_name]
-    turns = {
-        name: make_turn(jax.jit(wrap(norm)), x, 1 + noise[0], noise[1], dy)
-        for name, norm in contenders(case.layout, platform).items()
-    }
-    turns["copy"] = make_turn(jax.jit(jnp.negative), x)
-    if torch is not None:
-        shape = case.shape.array("channels-first")
-        turns["torch"] = torch.turn(shape, case.layout, case.dtype, step=case.pass_name == "step")
-    return turns
+    make_turn = turns.wall_turn if platform == "cpu" else turns.device_turn
+    given = arguments(case)
+    names = [n for n in contenders(case, platform) if others is None or n in (JAXNORM, *others)]
+    calls = {name: call(name, case, given) for name in names if name not in workers}
+    if others is None:
+        calls[COPY] = waiting(jax.jit(jnp.negative), given[0])
+    return {n: worker.turn(case) for n, worker in workers.items()} | {n: make_turn(one) for n, one in calls.items()}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*SUITE, *TINY]
+def _slowest(results: list[Result], pass_name: str, name: str) -> list[Result]:
+    found = [r for r in results if r.case.pass_name == pass_name and name in r.speed]
+    return sorted(found, key=lambda r: r.speed[name].median)[:WORST]
+
+
+def _slowest_of_each(results: list[Result]) -> list[Result]:
+    """Those that are among the slowest of any table, each once."""
+    slowest = [r for pass_name in PASSES for name in _others(results) for r in _slowest(results, pass_name, name)]
+    return list({r.case: r for r in slowest}.values())
+
+
+def _others(results: list[Result]) -> list[str]:
+    return list(dict.fromkeys(name for r in results for name in r.speed))
+
+
+def tables(results: list[Result], again: dict[Case, Result]) -> list[str]:
+    """Markdown; again holds the second measurements of random shapes."""
+    parts = [
+        "How many times as fast jaxnorm is: above 1 it is faster. Means are geometric, over the cases that the other "
+        f"contender has (lowest to highest). The contender that is comparable in accuracy is {STABLE}."
+    ]
+    for pass_name in PASSES:
+        chosen = [r for r in results if r.case.pass_name == pass_name]
+        parts += [f"## {TITLES[pass_name]}", _means(chosen)]
+        if not again:
+            parts += ["Median (quartiles); and the share of the speed of a copy of x.", _cases(chosen)]
+        for name in _others(chosen) if again else []:
+            parts += [f"The slowest compared with {name}, and the same measured again for longer:"]
+            parts += [_twice(_slowest(chosen, pass_name, name), again, name)]
+    return parts
+
+
+def _means(results: list[Result]) -> str:
+    """A row for all cases, and one for each value of what differs between them."""
+    groups = {"all": results}
+    for field in ("seed", "dtype", "layout", "activation", "residual"):
+        values = dict.fromkeys(getattr(r.case, field) for r in results)
+        if len(values) > 1:
+            groups |= {f"{field} {value}": [r for r in results if getattr(r.case, field) == value] for value in values}
+    names = _others(results)
+    rows = [
+        [
+            label,
+            str(len(found)),
+            *(turns.mean_and_range([r.speed[name].median for r in found if name in r.speed]) for name in names),
+        ]
+        for label, found in groups.items()
+    ]
+    return report.table(["", "cases", *(f"than {name}" for name in names)], rows)
+
+
+def _cases(results: list[Result]) -> str:
+    names = _others(results)
+    rows = [
+        [
+            str(r.case),
+            f"{r.seconds[JAXNORM].median * 1e3:.3g}",
+            "" if r.share_of_copy is None else f"{r.share_of_copy:.0%}",
+            *(r.speed[name].format() if name in r.speed else "" for name in names),
+        ]
+        for r in results
+    ]
+    return report.table(["", "jaxnorm, ms", "copy", *(f"than {name}" for name in names)], rows)
+
+
+def _twice(slowest: list[Result], again: dict[Case, Result], name: str) -> str:
+    rows = [
+        [
+            str(r.case),
+            str(r.case.shape.size),
+            *(f"{r.seconds[who].median * 1e3:.3g}" for who in (JAXNORM, name)),
+            *(measured.speed[name].format() for measured in (r, again[r.case])),
+        ]
+        for r in slowest
+    ]
+    return report.table(["", "elements", "jaxnorm, ms", f"{name}, ms", "speed", "again"], rows)
+
+
+def draw(results: list[Result], file: pathlib.Path) -> None:
+    """A panel per pass, two rows per contender, a dot per case."""
+    names = _others(results)
+    figure = report.figure(7, 1.6 + 0.35 * len(names) * len(PASSES))
+    panels = figure.subplots(len(PASSES), 1, sharex=True)
+    for panel, pass_name in zip(panels, PASSES, strict=True):
+        panel.axvline(1, color="gray", linewidth=1)
+        for dtype, color, shift in zip(DTYPES, ("C0", "C1"), (-0.17, 0.17), strict=True):
+            panel.plot([], [], ".", color=color, label=dtype)
+            for height, name in enumerate(names):
+                speeds = [
+                    r.speed[name].median
+                    for r in results
+                    if (r.case.pass_name, r.case.dtype) == (pass_name, dtype) and name in r.speed
+                ]
+                panel.plot(speeds, [height + shift] * len(speeds), ".", color=color, alpha=0.4)
+        panel.set_yticks(range(len(names)), [f"than {name}" for name in names])
+        panel.set(xscale="log", title=TITLES[pass_name])
+        panel.set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"], minor=False)
+        panel.minorticks_off()
+        panel.invert_yaxis()
+    panels[0].legend(loc="lower right")
+    panels[-1].set_xlabel("How many times as fast jaxnorm is; each dot is a shape")
+    figure.savefig(file)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = report.parser(__doc__, plot=True)
+    names = [*SHAPES, *TINY]
+    parser.add_argument("--shapes", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="default: both")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="default: both")
     parser.add_argument(
-        "--shapes", nargs="+", choices=names, default=list(SUITE), metavar="NAME", help=f"of {', '.join(names)}"
+        "--seeds", type=int, nargs="*", metavar="SEED", help="random shapes; without a number: of a new seed"
     )
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--count", type=int, default=60, help="random shapes of each seed (default 60)")
+    parser.add_argument("--seconds", type=float, help="for the rounds of a case (default 1.5, random shapes 0.4)")
     parser.add_argument(
-        "--seconds", type=float, default=1.5, help="for the rounds of a shape, layout, dtype and pass (default 1.5)"
+        "--contenders",
+        nargs="+",
+        choices=OTHERS,
+        metavar="NAME",
+        help=f"of {', '.join(OTHERS)} (default: all and a copy; for random shapes {BASELINE})",
     )
-    parser.add_argument(
-        "--torch-python", metavar="PYTHON", help="interpreter that has PyTorch (default: this one, if it has)"
-    )
-    add_output_options(parser)
+    parser.add_argument("--against", type=pathlib.Path, metavar="PATH", help="a folder with another package jaxnorm")
+    parser.add_argument("--torch-python", metavar="PYTHON", help="an interpreter that has PyTorch, to compare with it")
     return parser
 
 

@@ -1,72 +1,108 @@
-"""What is compared: an activation of norm(x), which has a scale and a bias per channel, as users of each library do."""
+"""What is compared: activation(norm(x) + residual), with a scale and a bias per channel, as each library's users do."""
 
 import functools
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from layers import EPSILON, Activation
-from shapes import CHANNEL_AXIS, Layout
 
+from benchmarks.shapes import CHANNEL_AXIS, EPSILON, Case
 from jaxnorm import instance_norm
 
-# (x, gamma, beta) -> y, in the shape and dtype of x; gamma and beta are (C,), float32.
-Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-BASELINE = "flax"
+# (x, gamma, beta, *residual) -> y, in the shape and dtype of x; gamma and beta are (C,), float32.
+Norm = Callable[..., jax.Array]
+BASELINE, STABLE = "Flax", "Flax, stable"
+JAXNORM, PLAIN, KERNEL = "jaxnorm", "jaxnorm, plain XLA", "jaxnorm, kernel"
+OTHERS = (KERNEL, BASELINE, STABLE, "Flax GroupNorm", "Haiku", "Equinox")
 
 
-def contenders(layout: Layout, platform: str, activation: Activation = jax.nn.relu) -> dict[str, Norm]:
-    """Those that have the layout and are installed, jaxnorm first."""
-    axis = CHANNEL_AXIS[layout]
-    norms = {"jaxnorm": _jaxnorm(axis, activation, None)}
-    if platform != "cpu":
-        # By itself jaxnorm takes the kernel only where that is proven.
-        norms["jaxnorm, kernel"] = _jaxnorm(axis, activation, "pallas")
-    others = {BASELINE: _flax(axis, use_fast_variance=True), "flax, stable": _flax(axis, use_fast_variance=False)}
-    if layout == "channels-last":
-        others["flax GroupNorm"] = _flax_group_norm
+def contenders(case: Case, platform: str) -> list[str]:
+    """Names of those that have the layout and are installed, jaxnorm first."""
+    # By itself jaxnorm takes the kernel only on GPUs where it is proven.
+    names = [JAXNORM, *[KERNEL] * (platform != "cpu"), BASELINE, STABLE]
+    if case.layout == "channels-last":
+        names.append("Flax GroupNorm")
     if importlib.util.find_spec("haiku"):
-        others["haiku"] = _haiku(axis)
-    if importlib.util.find_spec("equinox") and layout == "channels-first":
-        others["equinox"] = _equinox
-    return norms | {name: _followed_by(activation, norm) for name, norm in others.items()}
+        names.append("Haiku")
+    if importlib.util.find_spec("equinox") and case.layout == "channels-first":
+        names.append("Equinox")
+    return names
+
+
+def norm_of(name: str, case: Case) -> Norm:
+    """activation(norm(x) + residual), as the users of that library write it."""
+    axis, activation = CHANNEL_AXIS[case.layout], getattr(jax.nn, case.activation)
+    implementations = {JAXNORM: None, PLAIN: "xla", KERNEL: "pallas"}
+    if name in implementations:
+        fused = functools.partial(
+            instance_norm,
+            eps=EPSILON,
+            channel_axis=axis,
+            activation=activation,
+            implementation=implementations[name],
+        )
+        return lambda x, gamma, beta, residual=None: fused(x, gamma, beta, residual=residual)
+    norm = {
+        BASELINE: functools.partial(_flax, axis, True),
+        STABLE: functools.partial(_flax, axis, False),
+        "Flax GroupNorm": _flax_group_norm,
+        "Haiku": functools.partial(_haiku, axis),
+        "Equinox": _equinox,
+    }[name]
+    return lambda x, gamma, beta, *residual: activation(sum(residual, norm(x, gamma, beta)))
 
 
 def forward(norm: Norm) -> Callable[..., jax.Array]:
-    """(x, gamma, beta, dy) -> y. It has no use for dy, which jit drops."""
-    return lambda x, gamma, beta, dy: norm(x, gamma, beta)
+    """(x, gamma, beta, dy, *residual) -> y. It has no use for dy, which jit drops."""
+    return lambda x, gamma, beta, dy, *residual: norm(x, gamma, beta, *residual)
 
 
 def step(norm: Norm) -> Callable[..., tuple[jax.Array, ...]]:
-    """(x, gamma, beta, dy) -> (y, dx, dgamma, dbeta)."""
+    """(x, gamma, beta, dy, *residual) -> (y, dx, dgamma, dbeta, *dresidual)."""
 
-    def run(x: jax.Array, gamma: jax.Array, beta: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
-        y, pullback = jax.vjp(norm, x, gamma, beta)
-        # The rest of a network lies between the two passes: dy is not there before y is.
+    def run(x: jax.Array, gamma: jax.Array, beta: jax.Array, dy: jax.Array, *residual: jax.Array) -> Any:
+        y, pullback = jax.vjp(norm, x, gamma, beta, *residual)
+        # The rest of a network lies between the two passes, so dy must not be available before y.
         y, dy = lax.optimization_barrier((y, dy))
         return y, *pullback(dy)
 
     return run
 
 
-def _jaxnorm(axis: int, activation: Activation, implementation: str | None) -> Norm:
-    return functools.partial(
-        instance_norm, eps=EPSILON, channel_axis=axis, activation=activation, implementation=implementation
-    )
+WRAP = {"forward": forward, "step": step}
 
 
-def _followed_by(activation: Activation, norm: Norm) -> Norm:
-    return lambda x, gamma, beta: activation(norm(x, gamma, beta))
+def arguments(case: Case) -> tuple[jax.Array, ...]:
+    """x, gamma, beta, dy and, where the case has one, the residual."""
+    # NumPy draws them, because JAX would compile its generator again for every shape.
+    rng = np.random.default_rng(0)
+
+    def draw(shape: tuple[int, ...] | int, dtype: str) -> jax.Array:
+        return jnp.array(rng.standard_normal(shape, "float32").astype(dtype))
+
+    gamma, beta = (draw(case.shape.channels, "float32") for _ in range(2))
+    x, dy, *residual = (draw(case.array, case.dtype) for _ in range(2 + case.residual))
+    return x, 1 + 0.1 * gamma, 0.1 * beta, dy, *residual
 
 
-def _flax(axis: int, *, use_fast_variance: bool) -> Norm:
-    def norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
-        layer = nn.InstanceNorm(epsilon=EPSILON, feature_axes=axis, dtype=x.dtype, use_fast_variance=use_fast_variance)
-        return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
+def call(name: str, case: Case, given: tuple[jax.Array, ...]) -> Callable[[], Any]:
+    """A function that makes one call of that contender under jit and waits for the result; given are its arguments."""
+    return waiting(jax.jit(WRAP[case.pass_name](norm_of(name, case))), *given)
 
-    return norm
+
+def waiting(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+    """A function that makes one call and waits for the result."""
+    return lambda: jax.block_until_ready(function(*given))
+
+
+def _flax(axis: int, use_fast_variance: bool, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
+    layer = nn.InstanceNorm(epsilon=EPSILON, feature_axes=axis, dtype=x.dtype, use_fast_variance=use_fast_variance)
+    return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
 
 
 def _flax_group_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
@@ -74,22 +110,19 @@ def _flax_group_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Arr
     return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
 
 
-def _haiku(axis: int) -> Norm:
+def _haiku(axis: int, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
     import haiku as hk
 
     def layer(x: jax.Array) -> jax.Array:
         data_format = "channels_last" if axis == -1 else "channels_first"
         return hk.InstanceNorm(True, True, eps=EPSILON, data_format=data_format, name="norm")(x)
 
-    def norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
-        # Haiku computes in the dtype of its parameters and of x, which its users make the same one.
-        shape = [1] * x.ndim
-        shape[axis] = len(gamma)
-        parameters = {"norm": {"scale": gamma.astype(x.dtype), "offset": beta.astype(x.dtype)}}
-        parameters = jax.tree.map(lambda value: value.reshape(shape if axis == 1 else -1), parameters)
-        return hk.without_apply_rng(hk.transform(layer)).apply(parameters, x)
-
-    return norm
+    # Haiku computes in the dtype that its parameters and x have in common, so its users give both the same one.
+    shape = [1] * x.ndim
+    shape[axis] = len(gamma)
+    parameters = {"norm": {"scale": gamma.astype(x.dtype), "offset": beta.astype(x.dtype)}}
+    parameters = jax.tree.map(lambda value: value.reshape(shape if axis == 1 else -1), parameters)
+    return hk.without_apply_rng(hk.transform(layer)).apply(parameters, x)
 
 
 def _equinox(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:

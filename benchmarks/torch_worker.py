@@ -1,71 +1,55 @@
-"""PyTorch's turns, in a process and an interpreter of their own: needs PyTorch, nothing else, and no newer Python.
+"""PyTorch's side of worker.py. It needs PyTorch and nothing else."""
 
-Reads one JSON object per line and answers with one:
-
-    {"shape": [N, C, *spatial], "layout": "channels-last", "dtype": "float32", "step": true}   ->  {}
-    {"calls": 3}                                                                               ->  {"seconds": per call}
-"""
-
-import json
+import functools
 import os
-import sys
-import time
 
 import torch
 from torch.nn import functional
 
-EPSILON = 1e-5
+from benchmarks.shapes import EPSILON
+from benchmarks.worker import serve
+
+ACTIVATIONS = {
+    "relu": functional.relu,
+    "silu": functional.silu,
+    # What jax.nn.gelu computes by default.
+    "gelu": functools.partial(functional.gelu, approximate="tanh"),
+}
 
 
-def main():
-    torch.set_num_threads(os.cpu_count())
-    print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
-    call = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "calls" in request:
-            answer = {"seconds": turn(call, request["calls"])}
-        else:
-            call, answer = prepare(**request), {}
-        print(json.dumps(answer), flush=True)
-
-
-def turn(call, calls):
-    call()  # Not timed, as in turns.py.
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
-
-
-def prepare(shape, layout, dtype, step):
-    """A function without arguments: forward, or y, dx, dgamma and dbeta."""
+def prepare(case):
+    """A function that makes one call: forward, or y and the gradients of all inputs."""
+    batch, spatial, channels = case["shape"]
     torch.manual_seed(0)
-    x, dy = (to_layout(torch.randn(shape), layout).to(getattr(torch, dtype)) for _ in range(2))
-    gamma, beta = torch.ones(shape[1]), torch.zeros(shape[1])
-    if not step:
-        return lambda: norm(x, gamma, beta)
-    for tensor in (x, gamma, beta):
+
+    def draw():
+        # The logical shape is always (N, C, *spatial); the layout is how it lies in memory.
+        if case["layout"] == "channels-last":
+            x = torch.randn(batch, *spatial, channels).movedim(-1, 1)
+        else:
+            x = torch.randn(batch, channels, *spatial)
+        return x.to(getattr(torch, case["dtype"]))
+
+    dy, *inputs = draw(), draw(), torch.ones(channels), torch.zeros(channels)
+    if case["residual"]:
+        inputs.append(draw())
+
+    def forward():
+        x, gamma, beta, *residual = inputs
+        z = functional.instance_norm(x, weight=gamma, bias=beta, eps=EPSILON)
+        return ACTIVATIONS[case["activation"]](z + residual[0] if residual else z)
+
+    def step():
+        y = forward()
+        return y, *torch.autograd.grad(y, inputs, dy)
+
+    if case["pass_name"] == "forward":
+        return forward
+    for tensor in inputs:
         tensor.requires_grad_()
-
-    def run():
-        y = norm(x, gamma, beta)
-        return (y, *torch.autograd.grad(y, (x, gamma, beta), dy))
-
-    return run
-
-
-def norm(x, gamma, beta):
-    return functional.relu(functional.instance_norm(x, weight=gamma, bias=beta, eps=EPSILON))
-
-
-def to_layout(x, layout):
-    """The logical shape is always (N, C, *spatial), as PyTorch has it."""
-    if layout == "channels-first":
-        return x
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.contiguous(memory_format=formats[x.ndim])
+    return step
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(os.cpu_count())
+    serve({"version": torch.__version__, "threads": torch.get_num_threads()}, prepare)

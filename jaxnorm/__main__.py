@@ -1,4 +1,4 @@
-"""The command line: python -m jaxnorm explain | selfcheck."""
+"""The command line: jaxnorm explain | selfcheck, or python -m jaxnorm."""
 
 import argparse
 import sys
@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.arguments import Implementation
+from jaxnorm.explanation import explain
 from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.report.explain import explain
 from jaxnorm.version import __version__
+
+EXAMPLES = """\
+examples:
+  jaxnorm explain 8x64x64x256 --channels-last --activation relu
+  jaxnorm explain 8x256x64x64 --dtype bfloat16 --residual --implementation pallas --device H100
+  jaxnorm selfcheck --quick --markdown report.md
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,25 +32,38 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jaxnorm", description="Instance normalization for JAX.")
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="jaxnorm", description="Instance normalization for JAX.", epilog=EXAMPLES, formatter_class=style
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("explain", help="what a call would run on a GPU, and why; needs no GPU")
-    command.add_argument("shape", type=_shape, help="of x, such as 8x64x64x256; the batch comes first")
-    command.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32"])
-    command.add_argument("--channels-last", action="store_true", help="(N, *spatial, C) and not (N, C, *spatial)")
+    what = "what a call would run on a GPU, and why; needs no GPU"
+    command = commands.add_parser("explain", help=what, description=what, epilog=EXAMPLES, formatter_class=style)
+    command.add_argument("shape", type=_shape, help="input shape, e.g. 8x64x64x256 (batch first)")
+    command.add_argument(
+        "--dtype", default="float32", choices=["float16", "bfloat16", "float32"], help="input dtype; default: float32"
+    )
+    command.add_argument(
+        "--channels-last", action="store_true", help="the shape is (N, *spatial, C); default: (N, C, *spatial)"
+    )
     command.add_argument("--residual", action="store_true", help="the call adds a residual")
-    command.add_argument("--activation", type=_activation, metavar="NAME", help="of jax.nn, such as relu")
-    command.add_argument("--implementation", choices=get_args(Implementation), help="default: chosen")
-    command.add_argument("--device", metavar="NAME", help=f"{', '.join(DEVICES)}; default: the current device")
+    command.add_argument("--activation", type=_activation, metavar="NAME", help="activation from jax.nn, e.g. relu")
+    command.add_argument(
+        "--implementation", choices=get_args(Implementation), help="as in instance_norm; default: automatic"
+    )
+    command.add_argument(
+        "--device", metavar="NAME", help=f"GPU, one of {', '.join(DEVICES)}; default: the current device"
+    )
     command.set_defaults(run=_explain)
 
-    command = commands.add_parser("selfcheck", help="is the GPU kernel right on this machine, and how fast? 10 minutes")
+    what = "check the GPU kernel on this machine, and time it; 10 minutes"
+    command = commands.add_parser("selfcheck", help=what, description=what, epilog=EXAMPLES, formatter_class=style)
     command.add_argument("--quick", action="store_true", help="2 minutes: fewer cases, no sweep of tiles")
-    command.add_argument("--seed", type=int, help="of the cases; default: drawn, and printed")
-    command.add_argument("--json", metavar="FILE", help="write the report to FILE too")
-    command.add_argument("--markdown", metavar="FILE", help="write the tables to FILE too")
+    command.add_argument("--seed", type=int, help="seed of the cases, to repeat a run; default: random, and printed")
+    command.add_argument("--json", metavar="FILE", help="also write the report to FILE")
+    command.add_argument("--markdown", metavar="FILE", help="also write the tables to FILE")
     command.set_defaults(run=_selfcheck)
     return parser
 
@@ -57,6 +77,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         implementation=arguments.implementation,
         device=arguments.device,
     )
+    if arguments.implementation == "pallas" and explanation.device is None:
+        raise ValueError("no CUDA GPU here: use --device H100")
     print(explanation)
     return 0
 

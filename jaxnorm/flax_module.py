@@ -1,8 +1,5 @@
 """Flax linen layers: they own the parameters and leave the rest to instance_norm."""
 
-import contextlib
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,38 +7,42 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxnorm.arguments import Activation, Axes, Implementation
+from jaxnorm import arguments
+from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.functional import instance_norm
-from jaxnorm.layer import channel_axes, check_momentum, counted, normalize, updated
+from jaxnorm.layer import AxisIndexGroups, channel_axes, check_momentum, normalize, updated, uses_running_average
 
 
 class InstanceNorm(nn.Module):
-    """flax.linen.InstanceNorm with exact statistics, a fused activation and a fused residual add.
+    """flax.linen.InstanceNorm with accurate statistics, a fused activation and a fused residual add.
 
-    Takes its place with the same arguments: same parameters ("scale" and "bias", so checkpoints load both ways),
-    same output dtype, channels-last by default. See jaxnorm.instance_norm for the formula.
+    It takes the same arguments and has the same parameters ("scale" and "bias", so checkpoints load both ways) and
+    output dtype, and is channels-last by default. See jaxnorm.instance_norm for the formula.
 
     Attributes:
       epsilon: added to the variance.
-      dtype: of the result; None infers it from the input and the parameters, so a bfloat16 input with float32
-        parameters gives float32. Statistics are taken of the input as it comes, in at least float32.
-      param_dtype: of the parameters.
+      dtype: result dtype; None infers it from the input and the parameters, so a bfloat16 input with float32
+        parameters gives float32. Statistics are those of the input as it comes, in at least float32.
+      param_dtype: dtype of the parameters.
       use_bias: whether to add a bias (beta).
       use_scale: whether to multiply by a scale (gamma).
       bias_init, scale_init: initializers.
       feature_axes: the channel axes, one or several; axis 0 is the batch, the rest is spatial.
-      axis_name: the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread.
+      axis_name: the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread. JAX
+        raises a NameError where no such axis is mapped.
       axis_index_groups: groups of indices of that axis that share their instances, as in jax.lax.psum.
-      use_fast_variance, force_float32_reductions: accepted for Flax's sake; whatever they say, the statistics are the
+      use_fast_variance, force_float32_reductions: ignored; accepted for compatibility. The statistics are always the
         stable ones in at least float32, and cost no more.
-      activation: None, or an elementwise function applied last, such as jax.nn.relu.
+      activation: None, or a function applied last, such as jax.nn.relu. A linen module, such as flax.linen.PReLU(), is
+        a submodule of the layer and has its parameters there. A function may call modules, but not create them.
       implementation: as in jaxnorm.instance_norm.
       track_running_stats: whether to keep running averages of the mean and the unbiased variance of every channel,
-        as torch.nn.InstanceNorm does with this argument: "mean" and "var" in the collection
-        "batch_stats".
+        as torch.nn.InstanceNorm does with this argument: "mean" and "var" in the collection "batch_stats".
       momentum: the weight of the new statistics in the running average, as in PyTorch: 1 minus Flax's.
       use_running_average: with track_running_stats, whether to normalize with the running averages (and leave them)
-        or with the statistics of the input (and update them); here or when called, as in flax.linen.BatchNorm.
+        or with the statistics of the input (and update them); here or when called.
+      stats_axis_name: the mapped axis, or axes, over which the running averages are averaged too, such as the axis of
+        the devices that share a batch; flax.linen.BatchNorm calls it axis_name.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxnorm
@@ -62,8 +63,8 @@ class InstanceNorm(nn.Module):
     bias_init: Initializer = initializers.zeros
     scale_init: Initializer = initializers.ones
     feature_axes: Axes = -1
-    axis_name: str | None = None
-    axis_index_groups: Any = None
+    axis_name: AxisName | None = None
+    axis_index_groups: AxisIndexGroups | None = None
     use_fast_variance: bool = True
     force_float32_reductions: bool = True
     activation: Activation | None = None
@@ -71,6 +72,7 @@ class InstanceNorm(nn.Module):
     track_running_stats: bool = False
     momentum: float = 0.1
     use_running_average: bool | None = None
+    stats_axis_name: AxisName | None = None
 
     @nn.compact
     def __call__(
@@ -87,7 +89,7 @@ class InstanceNorm(nn.Module):
           x: (N, ..., C), or as feature_axes says, with at least one spatial axis. Integers are converted, as Flax does.
           mask: None, or an array broadcastable to x, nonzero at the positions that count for the statistics.
           residual: None, or an array of the shape of x that is added before the activation.
-          use_running_average: as the attribute of that name; either says it.
+          use_running_average: as the attribute of that name, which it overrides if it is not None.
 
         Returns:
           An array of the shape of x.
@@ -96,61 +98,48 @@ class InstanceNorm(nn.Module):
           TypeError: as jaxnorm.instance_norm, in the words of this layer.
           ValueError: as jaxnorm.instance_norm, in the words of this layer.
         """
-        x = jnp.asarray(x)
+        x = arguments.as_array("x", x)
         axes = channel_axes(x.shape, self.feature_axes)
-        shape = tuple(x.shape[axis] for axis in axes)
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
-        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
-        if self.is_initializing():
-            # A module that the activation calls makes its parameters here: inside a trace, which the checks are, they
-            # would be tracers. What is wrong with an activation the checks say.
-            with contextlib.suppress(Exception):
-                self.activation(jnp.zeros(()))  # type: ignore[misc]
-        running = self._running(shape)
-        use_running = self._uses_running(use_running_average)
-        y, moments = normalize(
+        channels = tuple(x.shape[axis] for axis in axes)
+        use_running = uses_running_average(self.track_running_stats, self.use_running_average, use_running_average)
+        scale, bias = _scale_and_bias(self, channels)
+        if self.track_running_stats:
+            check_momentum(self.momentum)
+            mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+            var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        y, statistics = normalize(
             x,
             scale,
             bias,
             epsilon=self.epsilon,
             dtype=self.dtype,
-            mask=mask,
-            residual=residual,
             channel_axis=axes,
             activation=self.activation,
+            mask=mask,
+            residual=residual,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             implementation=self.implementation,
-            running=(running[0].value, running[1].value) if running and use_running else None,
+            running=(mean.value, var.value) if use_running else None,
+            initializing=self.is_initializing(),
         )
-        if running and not use_running and not self.is_initializing():
-            mean, var = running
-            count = counted(x.shape, axes, mask, self.axis_name, self.axis_index_groups)
-            mean.value, var.value = updated((mean.value, var.value), moments, self.momentum, count)
+        if self.track_running_stats and not use_running and not self.is_initializing():
+            running = mean.value, var.value
+            mean.value, var.value = updated(running, statistics, self.momentum, self.stats_axis_name)
         return y
 
-    def _running(self, shape: tuple[int, ...]) -> tuple[nn.Variable[Any], nn.Variable[Any]] | None:
-        if not self.track_running_stats:
-            return None
-        check_momentum(self.momentum)
-        mean = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32))
-        return mean, self.variable("batch_stats", "var", lambda: jnp.ones(shape, jnp.float32))
 
-    def _uses_running(self, at_call: bool | None) -> bool:
-        if self.track_running_stats:
-            return bool(nn.merge_param("use_running_average", self.use_running_average, at_call))
-        if self.use_running_average or at_call:
-            raise ValueError(
-                "use_running_average=True needs running averages: got track_running_stats=False. "
-                "Pass track_running_stats=True from the start of the training."
-            )
-        return False
+def _scale_and_bias(layer: InstanceNorm, shape: tuple[int, ...]) -> tuple[jax.Array | None, jax.Array | None]:
+    """The parameters of a layer, created where it is initialized. No method, since Flax would log a method's calls."""
+    scale = layer.param("scale", layer.scale_init, shape, layer.param_dtype) if layer.use_scale else None
+    bias = layer.param("bias", layer.bias_init, shape, layer.param_dtype) if layer.use_bias else None
+    return scale, bias
 
 
 class InstanceNorm2D(nn.Module):
     """Instance normalization of feature maps (N, C, H, W), with one scale and one bias per map.
 
-    The layer of PuzzleLib's documentation: parameters "scale" and "bias" of shape (num_maps,), float32.
+    This is the layer of PuzzleLib's documentation: parameters "scale" and "bias" of shape (num_maps,), float32.
 
     Attributes:
       num_maps: the number of maps C.

@@ -1,6 +1,5 @@
 """The public functions: check the arguments, choose an implementation."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -8,12 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import activations, arguments, choice, derivatives, partitioning, reference, xla
+from jaxnorm import arguments, numerics, op, reference, sharding
+from jaxnorm.activation import resolve
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
-from jaxnorm.gpu.devices import Device, target
+from jaxnorm.call import Arguments, Call, Statistics
 from jaxnorm.layout import Layout
-from jaxnorm.passes import Call
-from jaxnorm.placement import is_explicit, is_manual, is_partly_manual, is_split_by_jit, varying_axes
 
 
 def instance_norm(
@@ -40,10 +38,10 @@ def instance_norm(
         var[n, c]  = sum_s (x - mean)^2 / M
         y          = activation((x - mean) / sqrt(var + eps) * gamma + beta + residual)
 
-    The statistics are right at any offset of the data: the variance is never E[x^2] - E[x]^2, and the mean is not
-    rounded to one number before it is subtracted. They are right for any magnitude up to a fifth of the largest number
-    of their dtype (6e37 in float32), and NaN does not come from finite numbers up to there: where the squares of the
-    deviations overflow all the same, as when single numbers beyond 1e19 stand in an instance around 0, the variance
+    The statistics are accurate at any offset of the data: the variance is never E[x^2] - E[x]^2, and the mean is not
+    rounded to one number before it is subtracted. They are accurate for any magnitude up to a fifth of the largest
+    number of their dtype (6e37 in float32), and NaN does not come from finite numbers up to there: where the squares
+    of the deviations overflow even so, as when single numbers beyond 1e19 stand in an instance around 0, the variance
     counts as infinite and y is activation(beta + residual).
 
     Args:
@@ -55,21 +53,22 @@ def instance_norm(
       channel_axis: the axis of the channels, 1 for ``(N, C, *spatial)``, -1 for ``(N, *spatial, C)``; or several
         axes. The batch is axis 0 and every remaining axis is spatial.
       residual: None, or an array of the shape and dtype of x that is added before the activation.
-      activation: None, or an elementwise function such as jax.nn.relu. It sees at least float32. Scalars that it closes
-        over, such as a learned slope, have gradients. A function of JAX itself is checked once, one of your own is
-        traced at every call that is not inside jit, which costs a few milliseconds and compiles nothing anew.
-      where: None, or a bool array broadcastable to x: the positions that count for the statistics. All positions are
+      activation: None, or a function that keeps the shape of its input, such as jax.nn.relu. It is evaluated in at
+        least float32. JAX's own pointwise functions, and partials of one with numbers as keywords, are fused with the
+        norm; other functions are where x is traced by jit, they are pointwise, and close over numbers only. All else,
+        such as softmax or a learned slope, is applied after the norm. jaxnorm.explain says which.
+      where: None, or a bool array broadcastable to x: the positions included in the statistics. All positions are
         normalized. An instance in which none counts has no statistics: its y is NaN, as with jnp.mean(where=).
       moments: None, or the pair (mean, var) to normalize with instead of the statistics of x, each with a shape that
         gamma can have: those of a whole image for its tiles, or running statistics. y is differentiable in them.
-        Nothing is reduced then, and axis_name has no part.
+        Nothing is reduced then, and axis_name is ignored. A negative variance that is traced gives NaN.
       axis_name: None, or the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread.
       axis_index_groups: None, or the groups of indices of that axis that share their instances, as in jax.lax.psum.
-      implementation: None chooses. "xla": one fused forward and backward in plain JAX, on any device. "reference":
-        the plain formula, differentiable by JAX itself, so that forward mode works too (jvp, jacfwd, hessian); the
-        only one that computes axis_index_groups and an axis_name that is not of shard_map, and chosen then. "pallas":
-        the fused GPU kernel (experimental), or an error with the reason why it cannot run here; None takes it only
-        where it has been proven on that kind of GPU.
+      implementation: None: chosen automatically. "xla": one fused forward and backward pass in plain JAX, on any
+        device. "reference": the plain formula, differentiable by JAX itself, so that forward mode works too (jvp,
+        jacfwd, hessian); the only one that computes axis_index_groups and an axis_name that is not of shard_map, and
+        chosen then. "pallas": the fused GPU kernel (experimental), or an error with the reason why it cannot run here;
+        None takes it only where it has been proven on that kind of GPU.
 
     Returns:
       y, with the shape and dtype of x. An empty batch gives an empty y, and a constant instance gives
@@ -77,7 +76,8 @@ def instance_norm(
 
     Raises:
       TypeError: an argument has a type or dtype that the rules above do not allow.
-      ValueError: a shape or a value does not. Both messages state the rule, what was seen and the remedy.
+      ValueError: a shape or a value is not allowed. Both messages state the rule, what was seen and the remedy.
+      NameError: axis_name is not the name of a mapped axis around the call.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxnorm
@@ -107,6 +107,70 @@ def instance_norm(
     return y
 
 
+def group_norm(
+    x: ArrayLike,
+    gamma: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    num_groups: int | None = None,
+    group_size: int | None = None,
+    channel_axis: int = 1,
+    residual: ArrayLike | None = None,
+    activation: Activation | None = None,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    implementation: Implementation | None = None,
+) -> jax.Array:
+    """Group normalization with the affine, the residual add and the activation that follow it.
+
+    As instance_norm, but with the statistics of all positions of the channels of a group (Wu, He 2018,
+    https://arxiv.org/abs/1803.08494). One channel per group is instance norm, and a single group is layer norm over
+    channels and positions. The kernel computes no groups yet.
+
+    Args:
+      x: ``(N, C, *spatial)``, with or without spatial axes; float16, bfloat16, float32 or float64.
+      gamma: scale; None (1), (C,), or (N, C) for one per sample, as in adaptive group norm. Any floating dtype.
+      beta: shift; None (0), or a shape that gamma can have.
+      eps: added to the variance, in its units; a Python number > 0, static under jit.
+      num_groups: how many groups the channels form, which must divide them.
+      group_size: or how many neighboring channels form a group.
+      channel_axis: the axis of the channels, 1 for ``(N, C, *spatial)``, -1 for ``(N, *spatial, C)``.
+      residual, activation, where, axis_name, implementation: as in instance_norm.
+
+    Returns:
+      y, with the shape and dtype of x.
+
+    Raises:
+      TypeError: as instance_norm.
+      ValueError: as instance_norm, or the groups do not divide the channels.
+
+    >>> import jax
+    >>> import jaxnorm
+    >>> x = 1e4 + jax.random.normal(jax.random.key(0), (2, 8, 8, 64))
+    >>> y = jaxnorm.group_norm(x, num_groups=32, channel_axis=-1, activation=jax.nn.silu)
+    >>> groups = jaxnorm.group_norm(x, num_groups=32, channel_axis=-1).reshape(2, 64, 32, 2)
+    >>> bool(abs(groups.mean(axis=(1, 3))).max() < 1e-6)
+    True
+    """
+    x = arguments.check_input(x, least_rank=2)
+    (axis,) = arguments.check_channel_axes(x.shape, channel_axis)
+    y, _ = normalize(
+        x,
+        gamma,
+        beta,
+        eps,
+        group_size=arguments.check_groups(num_groups, group_size, x.shape, axis),
+        channel_axis=axis,
+        residual=residual,
+        activation=activation,
+        where=where,
+        axis_name=axis_name,
+        implementation=implementation,
+    )
+    return y
+
+
 def normalize(
     x: Any,
     gamma: Any,
@@ -114,6 +178,7 @@ def normalize(
     eps: float,
     *,
     channel_axis: Axes,
+    group_size: int | None = None,
     residual: Any = None,
     activation: Activation | None = None,
     where: Any = None,
@@ -121,46 +186,45 @@ def normalize(
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
     implementation: Implementation | None = None,
-) -> tuple[jax.Array, xla.Statistics]:
-    """The result of instance_norm, and the statistics as constants, (N, C) each, for a running average."""
-    x = arguments.check_input(x)
+) -> tuple[jax.Array, Statistics]:
+    """The result of instance_norm, and the statistics as constants, (N, C) each, for a running average.
+
+    Args:
+      group_size: of group norm; None for instance norm, whose x must have positions.
+    """
+    x = arguments.check_input(x, least_rank=3 if group_size is None else 2)
     channel_axes = arguments.check_channel_axes(x.shape, channel_axis)
-    arguments.check_spatial(x.shape, channel_axes)
+    arguments.check_spatial(x.shape, channel_axes, least_axes=1 if group_size is None else 0)
     gamma = arguments.check_parameter("gamma", gamma, x.shape, channel_axes)
     beta = arguments.check_parameter("beta", beta, x.shape, channel_axes)
     residual = arguments.check_residual(residual, x)
     dtype = reference.statistics_dtype(x.dtype)
-    eps = arguments.check_eps(eps, dtype)
+    positions = Layout(x.shape, channel_axes).positions
+    eps = arguments.check_eps(eps, dtype, least=numerics.least_eps(positions, dtype))
     where = arguments.check_where(where, x.shape)
-    moments = arguments.check_moments(moments, x.shape, channel_axes, where)
+    mean, variance = arguments.check_moments(moments, x.shape, channel_axes, where) or (None, None)
     arguments.check_axis_name(axis_name, axis_index_groups)
-    prepared = activations.prepare(activation, dtype, varying_axes(x))
+    arguments.check_activation(activation)
     arguments.check_implementation(implementation)
-    layout = Layout(x.shape, channel_axes)
+    if where is not None:
+        where = jnp.expand_dims(where, tuple(range(x.ndim - where.ndim)))
+    if moments is not None:
+        # Nothing is reduced then.
+        axis_name = axis_index_groups = None
 
-    needs = {
-        f"axis_name={axis_name!r} outside shard_map": moments is None and not is_manual(x, axis_name),
-        "axis_index_groups": moments is None and axis_index_groups is not None,
-    }
-    if _is_fused(implementation, [need for need, is_given in needs.items() if is_given]):
-        name = axis_name if moments is None else None
-        call = Call(channel_axes, eps, prepared.function, residual is not None, name, implementation)
-        return _fused(call, x, gamma, beta, prepared.captures, residual, where, moments)
-    y, statistics = reference.normalize(
-        x,
-        None if gamma is None else layout.expand(gamma),
-        None if beta is None else layout.expand(beta),
-        residual,
-        axes=layout.spatial_axes,
-        eps=eps,
-        activation=activation,
-        where=where,
-        given=None if moments is None else _given(moments, layout, eps, dtype),
-        axis_name=axis_name,
-        axis_index_groups=axis_index_groups,
-    )
-    center, delta, rstd = (jnp.broadcast_to(v, layout.expanded).reshape(layout.instances) for v in statistics)
-    return y, lax.stop_gradient(xla.Statistics(center, delta, rstd))
+    resolved, result_dtype = resolve(activation, x, dtype), x.dtype
+    if resolved.after is not None:
+        # The activation sees the result of the norm before it is rounded.
+        x, residual = (None if value is None else value.astype(dtype) for value in (x, residual))
+    given = Arguments(x, gamma, beta, residual, where, mean, variance)
+    call = Call(channel_axes, eps, resolved.fused, axis_name, implementation, group_size or 1)
+    if _is_fused(call, x, axis_index_groups):
+        y, statistics = _fused(call, given)
+    else:
+        y, statistics = _plain(call, given, axis_index_groups)
+    if resolved.after is not None:
+        y = arguments.check_activated(resolved.after(y), y).astype(result_dtype)
+    return y, lax.stop_gradient(statistics)
 
 
 def instance_moments(
@@ -204,43 +268,26 @@ def instance_moments(
     return mean.reshape(layout.instances), variance.reshape(layout.instances)
 
 
-def _is_fused(implementation: Implementation | None, beyond_fused: list[str]) -> bool:
-    """Whether a fused implementation computes the call; if one that cannot was named, the reason why not.
-
-    Args:
-      implementation: the user's choice.
-      beyond_fused: what the call asks for that the fused implementations do not compute.
-    """
-    if implementation in ("xla", "pallas") and beyond_fused:
+def _is_fused(call: Call, x: jax.Array, axis_index_groups: Any) -> bool:
+    """Whether a fused implementation computes the call; raises where one was named that does not."""
+    needs = {
+        f"axis_name={call.axis_name!r} outside shard_map": not sharding.is_manual(x, call.axis_name),
+        "axis_index_groups": axis_index_groups is not None,
+    }
+    beyond_fused = [need for need, is_needed in needs.items() if is_needed]
+    if call.implementation in ("xla", "pallas") and beyond_fused:
         raise ValueError(
-            f"implementation={implementation!r} does not compute {' and '.join(beyond_fused)}. "
+            f"implementation={call.implementation!r} does not compute {' and '.join(beyond_fused)}. "
             "Pass implementation=None or 'reference'."
         )
-    return not beyond_fused and implementation != "reference"
+    return not beyond_fused and call.implementation != "reference"
 
 
-def _given(moments: Any, layout: Layout, eps: float, dtype: Any) -> tuple[jax.Array, Any, Any]:
-    """Center, delta and rstd of statistics that are given, to broadcast against x."""
-    mean, variance = (layout.expand(value.astype(dtype)) for value in moments)
-    return mean, 0, lax.rsqrt(variance + eps)
-
-
-def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Statistics]:
-    """normalize by a fused implementation, wherever x lies.
-
-    Args:
-      call: the static half.
-      x, others: the arguments of derivatives.instance_norm.
-    """
-    if is_explicit(x):
-        y, statistics = partitioning.over_explicit_axes(_fused, call, x, *others)
-        return y, statistics
-    is_whole = call.axis_name is None and not is_partly_manual(x)
-    call = dataclasses.replace(call, device=target(x) if is_whole else None, split_by_jit=is_split_by_jit(x))
-    if call.implementation == "pallas" and call.device is None:
-        call = dataclasses.replace(call, device=_interpreted_device(call, x), split_by_jit=False)
+def _fused(call: Call, given: Arguments) -> tuple[jax.Array, Statistics]:
     try:
-        return derivatives.instance_norm(call, x, *others)
+        if sharding.is_explicit(given.x):
+            return sharding.over_explicit_axes(op.normalize, call, given)
+        return op.normalize(call, given)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -250,19 +297,23 @@ def _fused(call: Call, x: jax.Array, *others: Any) -> tuple[jax.Array, xla.Stati
         ) from error
 
 
-def _interpreted_device(call: Call, x: jax.Array) -> Device:
-    """The GPU that is played on a CPU, for a kernel that must run and has no GPU."""
-    if call.axis_name is not None:
-        reason = f"normalizes instances that lie on one device whole: these are spread over {call.axis_name!r}"
-    elif is_partly_manual(x):
-        mesh = jax.typeof(x).sharding.mesh
-        reason = f"cannot be divided by jit inside shard_map: only {mesh.manual_axes} of {mesh.axis_names} are manual"
-    else:
-        device = choice.interpreted_device()
-        if device is not None:
-            return device
-        reason = (
-            "needs a CUDA GPU, or a CPU inside force_gpu_interpret_mode of jax.experimental.pallas.mosaic_gpu: the "
-            "computation is for neither"
-        )
-    raise ValueError(f"implementation='pallas' {reason}. Pass implementation=None or 'xla'.")
+def _plain(call: Call, given: Arguments, axis_index_groups: Any) -> tuple[jax.Array, Statistics]:
+    """The result by the plain formula."""
+    x, gamma, beta, residual, where, mean, variance = given
+    moments = None
+    if mean is not None and variance is not None:
+        variance = variance.astype(reference.statistics_dtype(x.dtype))
+        moments = mean, variance, lax.rsqrt(variance + call.eps)
+    return reference.normalize(
+        call.layout(x.shape),
+        x,
+        gamma,
+        beta,
+        residual,
+        eps=call.eps,
+        activation=call.activation,
+        where=where,
+        given=moments,
+        axis_name=call.axis_name,
+        axis_index_groups=axis_index_groups,
+    )

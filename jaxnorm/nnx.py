@@ -13,44 +13,48 @@ from flax.typing import Axes, Dtype, Initializer, PromoteDtypeFn
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxnorm.arguments import Activation, Implementation
-from jaxnorm.layer import channel_axes, check_momentum, counted, normalize, updated
+from jaxnorm import arguments
+from jaxnorm.arguments import Activation, AxisName, Implementation
+from jaxnorm.layer import AxisIndexGroups, channel_axes, check_momentum, normalize, updated, uses_running_average
 
 
 class InstanceNorm(nnx.InstanceNorm):
-    """flax.nnx.InstanceNorm with exact statistics, a fused activation and a fused residual add.
+    """flax.nnx.InstanceNorm with accurate statistics, a fused activation and a fused residual add.
 
-    Takes its place with the same arguments. It is a flax.nnx.InstanceNorm and lets Flax make the parameters: they have
-    the same names, values and metadata, and state moves both ways. Same output dtype, channels-last by default. See
-    jaxnorm.instance_norm for the formula.
+    It takes the same arguments. It is a flax.nnx.InstanceNorm and lets Flax create the parameters: they have the same
+    names, values and metadata, and state moves both ways. It has the same output dtype and is channels-last by default.
+    See jaxnorm.instance_norm for the formula.
 
     Args:
       num_features: the number of channels of x. For several feature_axes the product of their sizes.
       epsilon: added to the variance.
-      dtype: of the result; None infers it from the input and the parameters, so a bfloat16 input with float32
-        parameters gives float32. Statistics are taken of the input as it comes, in at least float32.
-      param_dtype: of the parameters.
+      dtype: result dtype; None infers it from the input and the parameters, so a bfloat16 input with float32
+        parameters gives float32. Statistics are those of the input as it comes, in at least float32.
+      param_dtype: dtype of the parameters.
       use_bias: whether to add a bias (beta).
       use_scale: whether to multiply by a scale (gamma).
       bias_init, scale_init: initializers.
       feature_axes: the channel axes, one or several; axis 0 is the batch, the rest is spatial.
-      axis_name: the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread.
+      axis_name: the mapped axis (shard_map, pmap, vmap) over which the positions of one instance are spread. JAX
+        raises a NameError where no such axis is mapped.
       axis_index_groups: groups of indices of that axis that share their instances, as in jax.lax.psum.
-      use_fast_variance: accepted for Flax's sake; whatever it says, the statistics are the stable ones in at least
+      use_fast_variance: ignored; accepted for compatibility. The statistics are always the stable ones in at least
         float32, and cost no more.
       promote_dtype: a function of ((x, scale, bias), dtype=dtype). What your own returns is what is normalized, scaled
         and shifted. Flax's is not called, since it rounds the input to dtype before the statistics.
       rngs: the streams of random keys; one of "params" for the scale, then one for the bias.
       bias_metadata, scale_metadata: metadata of the parameters.
-      activation: None, or an elementwise function applied last, such as jax.nn.relu. An NNX module, such as
-        flax.nnx.PReLU, is trained with the layer.
+      activation: None, or a function applied last, such as jax.nn.relu. An NNX module, such as flax.nnx.PReLU(), is
+        trained with the layer.
       implementation: as in jaxnorm.instance_norm.
       track_running_stats: whether to keep running averages of the mean and the unbiased variance of every channel,
-        as torch.nn.InstanceNorm does with this argument: BatchStat variables
-        "mean" and "var".
+        as torch.nn.InstanceNorm does with this argument: BatchStat variables "mean" and "var".
       momentum: the weight of the new statistics in the running average, as in PyTorch: 1 minus Flax's.
       use_running_average: with track_running_stats, whether to normalize with the running averages (and leave them)
-        or with the statistics of the input (and update them); train() and eval() set it, as in flax.nnx.BatchNorm.
+        or with the statistics of the input (and update them); train(), eval() and nnx.view set it, as in
+        flax.nnx.BatchNorm.
+      stats_axis_name: the mapped axis, or axes, over which the running averages are averaged too, such as the axis of
+        the devices that share a batch; flax.nnx.BatchNorm calls it axis_name.
 
     >>> import jax
     >>> import jaxnorm
@@ -62,6 +66,14 @@ class InstanceNorm(nnx.InstanceNorm):
     >>> layer(x, residual=x).shape
     (2, 8, 8, 3)
     """
+
+    # A flax.nnx.InstanceNorm whose class is replaced by this one lacks these attributes.
+    activation: Activation | None = None
+    implementation: Implementation | None = None
+    track_running_stats: bool = False
+    momentum: float = 0.1
+    use_running_average: bool | None = False
+    stats_axis_name: AxisName | None = None
 
     def __init__(
         self,
@@ -75,8 +87,8 @@ class InstanceNorm(nnx.InstanceNorm):
         bias_init: Initializer = initializers.zeros,
         scale_init: Initializer = initializers.ones,
         feature_axes: Axes = -1,
-        axis_name: str | None = None,
-        axis_index_groups: Any = None,
+        axis_name: AxisName | None = None,
+        axis_index_groups: AxisIndexGroups | None = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtypeFn = flax_promote_dtype,
         rngs: nnx.Rngs,
@@ -86,7 +98,8 @@ class InstanceNorm(nnx.InstanceNorm):
         implementation: Implementation | None = None,
         track_running_stats: bool = False,
         momentum: float = 0.1,
-        use_running_average: bool = False,
+        use_running_average: bool | None = False,
+        stats_axis_name: AxisName | None = None,
     ):
         super().__init__(
             num_features,
@@ -98,7 +111,8 @@ class InstanceNorm(nnx.InstanceNorm):
             bias_init=bias_init,
             scale_init=scale_init,
             feature_axes=feature_axes,
-            axis_name=axis_name,
+            # Flax only keeps it.
+            axis_name=axis_name,  # type: ignore[arg-type]
             axis_index_groups=axis_index_groups,
             use_fast_variance=use_fast_variance,
             promote_dtype=promote_dtype,
@@ -111,15 +125,13 @@ class InstanceNorm(nnx.InstanceNorm):
         self.track_running_stats = track_running_stats
         self.momentum = momentum
         self.use_running_average = use_running_average
+        self.stats_axis_name = stats_axis_name
         if track_running_stats:
             check_momentum(momentum)
             self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
             self.var = nnx.BatchStat(jnp.ones(num_features, jnp.float32))
-        elif use_running_average:
-            raise ValueError(
-                "use_running_average=True needs running averages: got track_running_stats=False. "
-                "Pass track_running_stats=True from the start of the training."
-            )
+        else:
+            uses_running_average(track_running_stats, use_running_average, None)
 
     def __call__(
         self,
@@ -135,7 +147,7 @@ class InstanceNorm(nnx.InstanceNorm):
           x: (N, ..., C), or as feature_axes says, with at least one spatial axis. Integers are converted, as Flax does.
           mask: None, or an array broadcastable to x, nonzero at the positions that count for the statistics.
           residual: None, or an array of the shape of x that is added before the activation.
-          use_running_average: None, or what takes the place of the attribute of that name.
+          use_running_average: as the attribute of that name, which it overrides if it is not None.
 
         Returns:
           An array of the shape of x.
@@ -144,35 +156,45 @@ class InstanceNorm(nnx.InstanceNorm):
           TypeError: as jaxnorm.instance_norm, in the words of this layer.
           ValueError: as jaxnorm.instance_norm, in the words of this layer; or x has not num_features channels.
         """
-        x = jnp.asarray(x)
+        x = arguments.as_array("x", x)
         axes = channel_axes(x.shape, self.feature_axes)
         channels = tuple(x.shape[axis] for axis in axes)
         _check_num_features(self.num_features, x.shape, axes)
         scale, bias = self._parameter("scale"), self._parameter("bias")
         if self.promote_dtype is not flax_promote_dtype:
             x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
-        use_running = self.use_running_average if use_running_average is None else use_running_average
-        # train() and eval() set the attribute of every layer, of those without running averages too.
-        use_running = use_running and self.track_running_stats
-        y, moments = normalize(
+        # eval() sets the attribute of every layer, also of those without running averages.
+        in_layer = self.use_running_average if self.track_running_stats else None
+        use_running = uses_running_average(self.track_running_stats, in_layer, use_running_average)
+        y, statistics = normalize(
             x,
             None if scale is None else scale.reshape(channels),
             None if bias is None else bias.reshape(channels),
             epsilon=self.epsilon,
             dtype=self.dtype,
-            mask=mask,
-            residual=residual,
             channel_axis=axes,
             activation=self.activation,
+            mask=mask,
+            residual=residual,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             implementation=self.implementation,
             running=(self.mean[...].reshape(channels), self.var[...].reshape(channels)) if use_running else None,
         )
         if self.track_running_stats and not use_running:
-            count = counted(x.shape, axes, mask, self.axis_name, self.axis_index_groups)
-            self.mean[...], self.var[...] = updated((self.mean[...], self.var[...]), moments, self.momentum, count)
+            running = self.mean[...], self.var[...]
+            self.mean[...], self.var[...] = updated(running, statistics, self.momentum, self.stats_axis_name)
         return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Sets the mode of a view that nnx.view makes.
+
+        Args:
+          use_running_average: if True, a layer with running averages normalizes with them; if False, with the
+            statistics of the input; None leaves it as it is.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
 
     def _parameter(self, name: str) -> jax.Array | None:
         """The value of a parameter, which may come from anywhere."""

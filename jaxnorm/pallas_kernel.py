@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jaxnorm import scaling
+from jaxnorm import numerics
 from jaxnorm.gpu import elementwise, synchronization
 from jaxnorm.gpu.block import (
     Block,
@@ -154,14 +154,11 @@ def _forward(
         # Loaded while x is on its way.
         gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
         first = block.load_first_boxes(x)
-        scale = scaling.of(first)
+        scale = numerics.overflow_scale(first, tile.positions)
         found = block.exchange(_part_moments(block, first, scale))
         center_value, scaled_delta, variance = synchronization.merged_moments(found, block.count, tile.positions, scale)
         scaled_delta = jnp.where(variance == jnp.inf, 0.0, scaled_delta)
-        delta_value, rstd_value = scaling.undo(scaled_delta, variance, scale, eps)
-        # By two products, since XLA makes one quotient of two, by a square of the scale that vanishes.
-        inverse = 1 / scale
-        variance_value = (variance * inverse) * inverse
+        delta_value, rstd_value, variance_value = numerics.unscaled(scaled_delta, variance, scale, eps)
 
         @pl.when(block.rank == 0)
         def _() -> None:
@@ -219,7 +216,7 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
     total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros()), loaded=first_boxes))
     delta = total / jnp.maximum(block.count(block.rank), 1.0)
     around_mean = jnp.maximum(squares - total * delta, 0.0)
-    # What overflowed stays infinite: see scaling.undo.
+    # What overflowed stays infinite: see numerics.unscaled.
     return center, delta, jnp.where(squares == jnp.inf, squares, around_mean)
 
 

@@ -1,258 +1,224 @@
-"""Instance norm in plain JAX, tuned for what XLA makes of it: any device, any shape.
+"""Instance norm in plain JAX: the formulas of the forward and the backward pass, for any device and any shape.
 
-Works on the canonical view (B, R, K), with one instance per (b, k):
-
-    channels-last  (N, *spatial, C): B = N,     R = spatial positions, K = C
-    channels-first (N, C, *spatial): B = N * C, R = spatial positions, K = 1
-
-Per-instance values (gamma, beta, captures, the statistics) are (B, K), in the dtype of the statistics. A CPU computes
-without an axis of size one (layout.CpuLayout).
-
-The positions of an instance may be spread over devices in two ways. Over a mapped axis (axis_name), every device works
-on its own view, and only sums of size (B, K) travel. By jit over a mesh nobody knows here which axes are split:
-then the arrays stay N-d (Positions.split_by_jit), and are neither merged nor sliced along an axis, which would move
-them between devices; XLA adds the same small sums.
+Both work on the views that a Platform makes of the arrays (jaxnorm.platforms): per-instance values are spread over a
+view, and sums over the positions of an instance are the platform's. Where the positions are spread over devices
+(axis_name), every device works on its own view, and only sums of (N, C) numbers are exchanged.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import scaling, sums
-from jaxnorm.activations.cost import is_dear
+from jaxnorm import numerics
 from jaxnorm.arguments import Activation
-
-# Elements up to which XLA for CPU computes a loop of few steps in one thread, and one of more steps in several, which
-# take longer to wake than the loop.
-ONE_THREAD = 2**15
-
-
-class Statistics(NamedTuple):
-    """What the backward pass needs to know of an instance, each (B, K): mean = center + delta.
-
-    With a mask, counted is the number of positions that count.
-    """
-
-    center: jax.Array
-    delta: jax.Array
-    rstd: jax.Array
-    counted: jax.Array | None = None
-
-
-class Gradients(NamedTuple):
-    """dgamma, dbeta and those of captures are per instance; residual is None where there was none to differentiate."""
-
-    x: jax.Array
-    gamma: jax.Array
-    beta: jax.Array
-    captures: tuple[jax.Array, ...]
-    residual: jax.Array | None
+from jaxnorm.call import Gradients, Operands, Statistics
+from jaxnorm.platforms import Platform
 
 
 def forward(
-    x: jax.Array,
-    gamma: jax.Array,
-    beta: jax.Array,
-    captures: tuple[jax.Array, ...],
-    residual: jax.Array | None,
-    where: jax.Array | None,
-    center: jax.Array | None,
-    *,
-    eps: float,
-    activation: Activation | None,
-    corner: jax.Array,
-    positions: sums.Positions,
+    platform: Platform, operands: Operands, *, eps: float, activation: Activation | None
 ) -> tuple[jax.Array, Statistics]:
     """Normalizes, scales, shifts, adds the residual and applies the activation.
 
     Args:
-      x: (B, R, K), float16, bfloat16, float32 or float64.
-      gamma, beta: (B, K), in the dtype of the statistics (at least float32).
-      captures: what the activation takes besides, each like gamma.
-      residual: None or like x.
-      where: None, or bool and broadcastable to x: the positions that count for the statistics.
-      center: None, or what is subtracted from x, like gamma, where the statistics are given.
+      platform: that computes.
+      operands: the arrays.
       eps: added to the variance.
-      activation: None or an elementwise function of z and the captures.
-      corner: the view of sums.corner_of x.
-      positions: those of an instance.
+      activation: None, or a pointwise function.
 
     Returns:
       y like x, and the statistics.
     """
+    x, gamma, beta, residual, where, center = views(platform, operands)
     if center is None:
-        statistics = _statistics(x, where, corner, gamma.dtype, eps, positions)
+        statistics = _statistics(platform, x, where, platform.corner(operands.x), gamma.dtype, eps)
     else:
-        statistics = Statistics(center, jnp.zeros_like(center), jnp.ones_like(center))
-    z = _on_line(_deviation(x, statistics, positions), statistics, gamma, beta, positions)
-    if residual is not None:
-        z = z + residual.astype(z.dtype)
-    if activation is not None:
-        z = activation(z, *map(positions.spread, captures))
-    return z.astype(x.dtype), statistics
+        one = jnp.ones_like(center)
+        statistics = Statistics(center, jnp.zeros_like(center), one, one, one * platform.count(x))
+    z = _affine(platform, _deviation(platform, x, statistics), statistics, gamma, beta)
+    y = _activated(z, residual, activation).astype(x.dtype)
+    # Without an activation users compute their own, which is to be fused.
+    y = platform.array(y, final=activation is not None)
+    return y, jax.tree.map(platform.instances, statistics)
 
 
 def backward(
-    x: jax.Array,
-    gamma: jax.Array,
-    beta: jax.Array,
-    captures: tuple[jax.Array, ...],
-    residual: jax.Array | None,
-    where: jax.Array | None,
-    center: jax.Array | None,
-    statistics: Statistics,
-    dy: jax.Array,
-    *,
-    activation: Activation | None,
-    positions: sums.Positions,
+    platform: Platform, operands: Operands, statistics: Statistics, dy: jax.Array, *, activation: Activation | None
 ) -> Gradients:
     """The gradients of forward, for the cotangent dy of y.
 
     With xhat = (x - mean) * rstd and dz the cotangent before the activation (Ioffe, Szegedy 2015, per instance):
 
-        dbeta = sum dz        dgamma = sum dz * xhat        dx = gamma * rstd * (dz - (dbeta + xhat * dgamma) / R)
+        dbeta = sum dz        dgamma = sum dz * xhat        dx = gamma * rstd * (dz - (dbeta + xhat * dgamma) / M)
 
-    The fraction is what reaches x through its statistics: it is not there where they are given, and only at the
-    positions that count where there is a mask, R being their number.
+    The fraction is what reaches x through its statistics. It is absent where they are given, and with a mask it is
+    there only at the positions that count, M being their number. With groups it is the mean over the group of
+    gamma * dz and of gamma * dz * xhat.
 
     Args:
-      x, gamma, beta, captures, where, center: as in forward.
-      residual: as in forward where the activation needs it, else None.
+      platform, activation: as in forward.
+      operands: of forward; residual is None where the gradients do not depend on it.
       statistics: of forward.
       dy: like x.
-      activation, positions: as in forward.
 
     Returns:
-      Gradients, x-sized ones in the dtype of x, per-instance ones in the dtype of the statistics. Over a mapped axis
-      the per-instance ones are the terms of this device: their sum over the axis is left to the transpose of gamma,
-      beta and the captures.
+      Gradients, x-sized ones in the dtype of x. With axis_name, dgamma and dbeta are the terms of this device: their
+      sum over the axis is left to the transpose of gamma and beta.
     """
-
-    if positions.platform == "gpu":
-        # Else XLA may write what both passes compute of x, such as the mask of a relu, in the forward pass. A TPU fuses
-        # the passes with the matmuls beside them, which a barrier would hinder.
-        x, statistics = lax.optimization_barrier((x, statistics))
+    x, gamma, beta, residual, where, center = views(platform, operands)
+    x, statistics = platform.apart((x, jax.tree.map(platform.view_instances, statistics)))
+    dy = platform.view(dy)
 
     def deviation_of(x: jax.Array, statistics: Statistics) -> jax.Array:
-        deviation = _deviation(x, statistics, positions)
-        # What does not count and is not finite has no part in any gradient; and what counts is finite, or all
+        deviation = _deviation(platform, x, statistics)
+        # With a mask, what is not finite does not count and has no part in any gradient; or it does count, and all
         # statistics of its instance are NaN.
-        return jnp.where(jnp.isfinite(x), deviation, 0) if has_mask else deviation
+        return deviation if where is None else jnp.where(jnp.isfinite(x), deviation, 0)
 
-    def cotangents_of(statistics: Statistics, *arrays: Any) -> tuple[jax.Array, ...]:
-        """Those of z and of the captures at each position."""
-        x, dy, residual = arrays
-        dz = dy.astype(statistics.center.dtype)
-        dcaptures: list[jax.Array] = []
+    def cotangent(
+        statistics: Statistics,
+        activation: Activation | None,
+        x: jax.Array,
+        dy: jax.Array,
+        residual: jax.Array | None,
+    ) -> jax.Array:
+        dz = dy.astype(gamma.dtype)
         if activation is not None:
-            z = _on_line(_deviation(x, statistics, positions), statistics, gamma, beta, positions)
-            if residual is not None:
-                z = z + residual.astype(z.dtype)
-            # As large as z, so that their cotangents are not summed here.
-            of_positions = [jnp.broadcast_to(positions.spread(value), z.shape) for value in captures]
-            dz, *dcaptures = jax.vjp(activation, z, *of_positions)[1](dz)
-        if has_mask:
-            is_finite = jnp.isfinite(x)
-            dz, *dcaptures = (jnp.where(is_finite, value, 0) for value in (dz, *dcaptures))
-        return dz, *dcaptures
+            z = _affine(platform, _deviation(platform, x, statistics), statistics, gamma, beta)
+            dz = jax.vjp(lambda z: _activated(z, residual, activation), z)[1](dz)[0]
+        return dz if where is None else jnp.where(jnp.isfinite(x), dz, 0)
 
-    def terms(*arrays: Any) -> tuple[jax.Array, ...]:
-        dz, *dcaptures = arrays[1:] if is_kept else cotangents_of(statistics, *arrays)
-        deviation = deviation_of(arrays[0], statistics)
-        xhat = (deviation - positions.spread(statistics.delta)) * positions.spread(statistics.rstd)
-        return dz, dz * xhat, *dcaptures
+    arrays, pending = (x, dy, residual), activation
+    if platform.keeps_cotangent:
+        dz = dy if activation is None else cotangent(statistics, activation, *arrays)
+        arrays, pending = (x, platform.materialize(dz), None), None
 
-    has_mask, is_cpu, arrays = where is not None, positions.platform == "cpu", (x, dy, residual)
-    is_kept = is_cpu and _is_kept(activation, x, gamma.dtype, len(captures))
-    if is_kept:
-        arrays = (x, *lax.optimization_barrier(cotangents_of(statistics, *arrays)))
-    elif is_cpu:
-        # Else XLA computes what dy is made of, such as the pullback of an activation of the user's, in each pass too.
-        arrays = (x, lax.optimization_barrier(dy), residual)
-    totals = sums.over_positions(terms, arrays, positions)
-    # The barrier keeps two passes two. What they share XLA may write to memory, such as the mask of a relu, so that it
-    # is computed again; and the sums it may fuse into the second pass, or into the sum over the batch that follows.
-    again, totals = lax.optimization_barrier((statistics, totals))
-    deviation = deviation_of(x, again)
-    dz, *_ = arrays[1:] if is_kept else cotangents_of(again, *arrays)
-    dbeta, dgamma, *dcaptures = totals
+    def terms(x: jax.Array, dy: jax.Array, residual: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        dz = cotangent(statistics, pending, x, dy, residual)
+        xhat = (deviation_of(x, statistics) - platform.spread(statistics.delta)) * platform.spread(statistics.rstd)
+        return dz, dz * xhat
+
+    dbeta, dgamma = platform.sum(terms, *arrays)
+    # The barrier keeps two passes two. XLA may write to memory what they share, such as the mask of a ReLU, so the
+    # second one computes it again from statistics that it cannot know to be the same; and it may fuse the sums with the
+    # second pass, or with the sum over the batch that follows.
+    center_again, delta, rstd, dbeta, dgamma = lax.optimization_barrier((*statistics[:3], dbeta, dgamma))
+    again = statistics._replace(center=center_again, delta=delta, rstd=rstd)
+    dz = cotangent(again, pending, *arrays)
     factor = again.rstd * gamma
-    dx = positions.spread(factor) * dz
+    dx = platform.spread(factor) * dz
     if center is None:
-        share = factor / (positions.count(x) if again.counted is None else again.counted)
-        mean_dz, mean_dz_xhat = (share * total for total in positions.add_up((dbeta, dgamma)))
-        through_statistics = _on_line(deviation, again, mean_dz_xhat, mean_dz, positions)
+        mean_dz, mean_dz_xhat = (
+            again.rstd / again.counted * platform.group_sum(gamma * total) for total in platform.add_up((dbeta, dgamma))
+        )
+        through_statistics = _affine(platform, deviation_of(x, again), again, mean_dz_xhat, mean_dz)
         dx = dx - (through_statistics if where is None else jnp.where(where, through_statistics, 0))
-    dresidual = None if residual is None else dz.astype(residual.dtype)
-    return Gradients(dx.astype(x.dtype), dgamma, dbeta, tuple(dcaptures), dresidual)
+    return Gradients(
+        platform.array(dx.astype(x.dtype), final=True),
+        platform.instances(dgamma),
+        platform.instances(dbeta),
+        platform.array(dz.astype(x.dtype), final=True) if residual is not None else None,
+    )
 
 
-def _is_kept(activation: Activation | None, x: jax.Array, dtype: jax.typing.DTypeLike, captures: int) -> bool:
-    """Whether a CPU writes the cotangent before the activation to memory, and does not evaluate it for the sums and dx.
+def views(platform: Platform, operands: Operands) -> Operands:
+    """The operands as views of a platform."""
+    x, gamma, beta, residual, where, center = operands
+    return Operands(
+        platform.view(x),
+        platform.view_instances(gamma),
+        platform.view_instances(beta),
+        None if residual is None else platform.view(residual),
+        None if where is None else platform.view_mask(where),
+        None if center is None else platform.view_instances(center),
+    )
 
-    Twice, which takes longer than memory does where the activation is dear, and more threads where the array is small.
-    """
-    is_small = activation is not None and isinstance(x.size, int) and x.size <= ONE_THREAD
-    return is_small or is_dear(activation, dtype, captures)
+
+def _deviation(platform: Platform, x: jax.Array, statistics: Statistics) -> jax.Array:
+    """x - center: exact or nearly so at any offset of the data, unlike x - mean, since the mean is rounded."""
+    return x.astype(statistics.center.dtype) - platform.spread(statistics.center)
 
 
-def _deviation(x: jax.Array, statistics: Statistics, positions: sums.Positions) -> jax.Array:
-    """Exact or nearly so at any offset of the data; x - mean is not, since the mean is rounded."""
-    return x.astype(statistics.center.dtype) - positions.spread(statistics.center)
-
-
-def _on_line(
-    deviation: jax.Array,
-    statistics: Statistics,
-    gamma: jax.Array | float,
-    beta: jax.Array | float,
-    positions: sums.Positions,
+def _affine(
+    platform: Platform, deviation: jax.Array, statistics: Statistics, gamma: jax.Array, beta: jax.Array
 ) -> jax.Array:
     """xhat * gamma + beta = deviation * factor + shift, a multiply-add per position.
 
-    Little cancels between the two, since delta is at most 4 standard deviations (sums.provisional_center).
+    Little cancels between the two, since delta is at most 4 standard deviations (numerics.provisional_center).
     """
     factor = statistics.rstd * gamma
     shift = beta - statistics.delta * factor
-    return deviation * positions.spread(factor) + positions.spread(shift)
+    return deviation * platform.spread(factor) + platform.spread(shift)
+
+
+def _activated(z: jax.Array, residual: jax.Array | None, activation: Activation | None) -> jax.Array:
+    if residual is not None:
+        z = z + residual.astype(z.dtype)
+    return z if activation is None else activation(z)
 
 
 def _statistics(
+    platform: Platform,
     x: jax.Array,
     where: jax.Array | None,
     corner: jax.Array,
     dtype: jax.typing.DTypeLike,
     eps: float,
-    positions: sums.Positions,
 ) -> Statistics:
-    """Mean and variance from one pass around a provisional center."""
-    count: Any
+    """Mean and variance of every instance, from one pass around a provisional center."""
+    positions = platform.count(x) * platform.devices
+    count: Any = positions
     if where is None:
-        center, count = sums.provisional_center(corner, dtype, positions), positions.count(x)
+        center = numerics.provisional_center(platform, corner, dtype)
     else:
-        center, count = sums.masked_center(x, where, dtype, positions)
-    # Divided by how many they are before they are added: the sum of large numbers would overflow. Squares that vanish,
-    # of deviations below 2^-63 of their number n, are nothing beside an eps of n^2 * 2^-102: 2e-19 for a million.
-    scale = scaling.of(center, ordinary=1 / positions.count(x))
-    # Materialized, so that the pass below reads them and does not compute them again.
-    center, scale = lax.optimization_barrier((center, scale))
+        center, count = numerics.masked_center(platform, x, where, dtype)
+    # The barrier makes the pass below read these numbers, and not compute them again at every position.
+    center, scale = lax.optimization_barrier((center, numerics.overflow_scale(center, positions)))
 
     def terms(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        deviation = (x.astype(dtype) - positions.spread(center)) * positions.spread(scale)
+        deviation = (x.astype(dtype) - platform.spread(center)) * platform.spread(scale)
         if where is not None:
             deviation = jnp.where(where, deviation, 0)
         return deviation, jnp.square(deviation)
 
     mask = None if where is None else jnp.broadcast_to(where, x.shape)
-    total, squares = positions.add_up(sums.over_positions(terms, (x, mask), positions))
+    total, squares = platform.add_up(platform.sum(terms, x, mask))
     delta = total / count
-    # Where the squares overflow the variance is infinite (see scaling.undo), also where that of delta does. It is not
-    # negative, since delta is at most 4 standard deviations (sums.provisional_center).
+    # Where the squares overflow the variance is infinite, also where that of delta does. It is not negative, since
+    # delta is at most 4 standard deviations (numerics.provisional_center).
     variance = squares / count - jnp.minimum(jnp.square(delta), jnp.finfo(dtype).max)
-    delta, rstd = scaling.undo(delta, variance, scale, eps)
-    if positions.platform == "cpu":
-        # Else XLA computes the root again at every position.
-        delta, rstd = lax.optimization_barrier((delta, rstd))
-    return Statistics(center, delta, rstd, None if where is None else jnp.broadcast_to(count, center.shape))
+    counted = jnp.broadcast_to(jnp.asarray(count, dtype), center.shape)
+    if platform.layout.group_size > 1:
+        delta, variance, scale, counted = _merged(platform, center, delta, variance, scale, counted)
+    delta, rstd, variance = numerics.unscaled(delta, variance, scale, eps)
+    # Otherwise a CPU computes the root again at every position.
+    delta, rstd = platform.materialize((delta, rstd))
+    return Statistics(center, delta, rstd, variance, counted)
+
+
+def _merged(
+    platform: Platform,
+    center: jax.Array,
+    delta: jax.Array,
+    variance: jax.Array,
+    scale: jax.Array,
+    counted: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The delta, variance, scale and count of each group, from those of its channels (Chan, Golub, LeVeque 1983).
+
+    The means of the channels are compared as offsets from one of their centers, since they are all rounded.
+    """
+    of_group = platform.by_group(lambda scales: jnp.min(scales, axis=-1, keepdims=True), scale)
+    scale, relative = of_group, of_group / scale
+    first = platform.by_group(lambda centers: centers[..., :1], center)
+    offset = center * scale - first * scale
+    # A channel none of whose positions count has no statistics, and no part in those of its group.
+    mean = jnp.where(counted > 0, offset + delta * relative, 0)
+    variance = jnp.where(counted > 0, variance * relative * relative, 0)
+    total = platform.group_sum(counted)
+    share = counted / total
+    of_group = platform.group_sum(share * mean)
+    variance = platform.group_sum(share * (variance + jnp.square(mean - of_group)))
+    return of_group - offset, variance, scale, total

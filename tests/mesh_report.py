@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import tolerance
-from hlo import collectives
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm
+from benchmarks.hlo import collectives
 from jaxnorm import functional
 from jaxnorm.gpu.devices import DEVICES
 

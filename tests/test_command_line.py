@@ -1,5 +1,9 @@
 """python -m jaxnorm, and explain: what they print is what would run."""
 
+import importlib.metadata
+import pathlib
+import re
+import tomllib
 import types
 
 import jax
@@ -8,9 +12,8 @@ import numpy as np
 import pytest
 
 import jaxnorm
-from jaxnorm import report
-from jaxnorm.__main__ import main
-from jaxnorm.report import explain
+from jaxnorm import explanation as explanation_types
+from jaxnorm.__main__ import EXAMPLES, main
 
 RELU_ON_H100 = {"channel_axis": -1, "activation": jax.nn.relu, "device": "H100"}
 BY_NAME = RELU_ON_H100 | {"implementation": "pallas"}
@@ -20,9 +23,9 @@ def test_explain_returns_text_to_be_read(capsys):
     x = jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.bfloat16)
     explanation = jaxnorm.explain(x, residual=True, **BY_NAME)
     assert not capsys.readouterr().out
-    assert isinstance(explanation, report.Explanation)
-    assert isinstance(explanation.forward, report.Pass)
-    assert isinstance(explanation.forward.tile, report.Tile)
+    assert isinstance(explanation, explanation_types.Explanation)
+    assert isinstance(explanation.forward, explanation_types.Pass)
+    assert isinstance(explanation.forward.tile, explanation_types.Tile)
     size = 8 * 64 * 64 * 256 * 2
     assert (explanation.forward.bytes_moved, explanation.backward.bytes_moved) == (3 * size, 5 * size)
     text = repr(explanation)
@@ -35,8 +38,23 @@ def test_explain_returns_text_to_be_read(capsys):
 def test_explain_says_why_not():
     explanation = jaxnorm.explain(jnp.ones((2, 3, 8, 8)))
     assert explanation.forward.implementation == explanation.backward.implementation == "xla"
-    assert isinstance(explanation.forward.tile, report.NoTile)
-    assert "not for one CUDA GPU" in str(explanation)
+    assert isinstance(explanation.forward.tile, explanation_types.NoTile)
+    # One reason for both passes, said once.
+    assert str(explanation).count("kernel: ") == 1
+
+
+def test_explain_says_once_that_the_kernel_is_unproven():
+    x = jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.bfloat16)
+    text = str(jaxnorm.explain(x, **RELU_ON_H100))
+    reason = "kernel: not used by default: unproven on this GPU. Pass implementation='pallas' to try it."
+    assert text.endswith(f"\nbackward: xla, moves 80.0 MiB\n{reason}")
+    assert text.count("unproven") == 1
+
+
+def test_explain_of_an_instance_that_no_gpu_holds():
+    text = str(jaxnorm.explain(jax.ShapeDtypeStruct((1, 4096, 4096, 8), "float32"), **BY_NAME))
+    assert "forward: pallas\n  raises: needs 512 MiB of shared memory" in text
+    assert ": the GPU has 29 MiB in all" in text
 
 
 @pytest.mark.parametrize(
@@ -57,7 +75,7 @@ def test_explain_says_why_not():
     ids=["CPU", "TPU", "GPU"],
 )
 def test_explain_names_the_current_device(device, line, monkeypatch):
-    monkeypatch.setattr(explain, "current", lambda x: types.SimpleNamespace(**device))
+    monkeypatch.setattr(explanation_types, "current", lambda x: types.SimpleNamespace(**device))
     assert str(jaxnorm.explain(jnp.ones((2, 3, 8, 8)))).startswith(f"device: {line}\n")
 
 
@@ -86,7 +104,7 @@ WRONG = {
     "residual of another shape": ({"x": jnp.ones((2, 3, 4))}, {"residual": jnp.ones((2, 3, 5))}),
     "residual of another dtype": ({"x": jnp.ones((2, 3, 4))}, {"residual": jnp.ones((2, 3, 4), jnp.bfloat16)}),
     "residual that is a number": ({"x": jnp.ones((2, 3, 4))}, {"residual": 1.0}),
-    "activation": ({"x": jnp.ones((2, 3, 4))}, {"activation": jax.nn.softmax}),
+    "activation": ({"x": jnp.ones((2, 3, 4))}, {"activation": "relu"}),
     "implementation": ({"x": jnp.ones((2, 3, 4))}, {"implementation": "triton"}),
 }
 
@@ -119,7 +137,7 @@ def test_explain_of_a_named_implementation():
     odd = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     pallas = jaxnorm.explain(odd, **BY_NAME)
     assert (pallas.forward.implementation, pallas.forward.bytes_moved) == ("pallas", None)
-    assert "forward: pallas\n  raises: " in str(pallas)
+    assert "forward: pallas\nbackward: pallas\nraises: " in str(pallas)
 
 
 def test_explain_command(capsys):
@@ -133,7 +151,12 @@ def test_explain_command(capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("explain 8x64x64 --device H99", "device must be one of A100"),
+        ("explain 8x64x64 --device H99", "the name of a known GPU: got 'H99'. The nearest names are H200, H100"),
+        (
+            "explain 8x64x64 --device V100",
+            "V100 is too old: compute capability 8.0 is needed. The nearest",
+        ),
+        ("explain 8x64x64 --device Tesla-T4", "Tesla-T4 is too old: compute capability 8.0 is needed."),
         ("explain 8x64", "x must have rank 3 or more"),
         ("explain 8x64xx64", "a shape is numbers with x between them"),
         ("explain 2x-3x4", "a shape is numbers with x between them"),
@@ -141,7 +164,6 @@ def test_explain_command(capsys):
         ("explain 8x0x64x64 --channels-last", "at least one spatial position"),
         ("explain 8x64x64 --implementation triton", "invalid choice: 'triton'"),
         ("explain 8x64x64 --activation nothing", "no such function in jax.nn: 'nothing'"),
-        ("explain 8x64x64 --activation softmax", "failed on a scalar"),
     ],
 )
 def test_wrong_commands(command, message, capsys):
@@ -153,6 +175,14 @@ def test_wrong_commands(command, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.skipif("jax.default_backend() != 'cpu'", reason="there may be a GPU")
+def test_explain_of_the_kernel_needs_a_gpu_or_its_name(capsys):
+    assert main(["explain", "8x64x64", "--implementation", "pallas"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "jaxnorm: no CUDA GPU here: use --device H100\n"
+    assert not printed.out
+
+
 def test_version_and_help(capsys):
     for option in ("--version", "--help"):
         with pytest.raises(SystemExit, match="0"):
@@ -160,3 +190,28 @@ def test_version_and_help(capsys):
     printed = capsys.readouterr().out
     assert jaxnorm.__version__ in printed
     assert "selfcheck" in printed
+    assert printed.endswith(EXAMPLES)
+
+
+@pytest.mark.parametrize("command", ["explain", "selfcheck"])
+def test_every_option_has_help(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    printed = capsys.readouterr().out
+    assert printed.endswith(EXAMPLES)
+    options = re.split(r"\n  (?=-)", printed.partition("options:")[2].partition("examples:")[0])[1:]
+    assert len(options) >= 5
+    for option in options:
+        assert re.search(r"\s{2,}\S", option), option
+
+
+@pytest.mark.parametrize("line", re.findall(r"jaxnorm (explain .*)", EXAMPLES))
+def test_the_examples_run(line, capsys):
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out.startswith("device: ")
+
+
+def test_the_command_is_installed():
+    project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    command = importlib.metadata.EntryPoint("jaxnorm", project["scripts"]["jaxnorm"], "console_scripts")
+    assert command.load() is main

@@ -66,7 +66,7 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 def reports(*arguments, script="aot_report.py", **environment):
     """What the script prints."""
-    path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS.parent / "benchmarks")))
+    path = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | environment
     command = [sys.executable, str(TESTS / script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-PYTHONPATH = os.pathsep.join([str(TESTS.parent / "benchmarks"), str(TESTS), os.environ.get("PYTHONPATH", "")])
+PYTHONPATH = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
 
 
 def reports(style):
@@ -57,7 +57,7 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
-from hlo import collectives
+from benchmarks.hlo import collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import as_if_proven, jaxnorm
 from jaxnorm import functional

@@ -1,23 +1,23 @@
-"""jaxnorm.nnx.InstanceNorm takes the place of flax.nnx.InstanceNorm; what it does beyond that; NNX's transformations.
+"""jaxnorm.nnx.InstanceNorm as an NNX module: its state, its views, NNX's transformations.
 
-The layers share their dtypes, masks and axes with the linen ones (jaxnorm/layer.py), which are tested at more length.
+What it has in common with the linen layer is tested in test_layers.py.
 """
 
 import functools
 import inspect
-import itertools
 import json
-import math
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
+import layers
 import numpy as np
 import optax
 import oracle
 import pytest
 import tolerance
 from flax import nnx
+from layers import RANDOM, normal
 
 import jaxnorm
 from jaxnorm.nnx import InstanceNorm
@@ -25,14 +25,8 @@ from jaxnorm.nnx import InstanceNorm
 SHAPE = (2, 5, 6, 3)
 POSITIONS = 30
 EPSILON = 1e-6
-RANDOM = {"scale_init": nnx.initializers.normal(1.0), "bias_init": nnx.initializers.normal(1.0)}
 FLAX = functools.partial(nnx.InstanceNorm, use_fast_variance=False)
-HALF_AND_SINGLE = ["float16", "bfloat16", "float32"]
 x64 = pytest.mark.usefixtures("x64")
-
-
-def normal(*shape, seed=0, dtype="float32"):
-    return jnp.asarray(1 + 2 * np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def layer(num_features=3, norm=InstanceNorm, **options):
@@ -41,14 +35,7 @@ def layer(num_features=3, norm=InstanceNorm, **options):
 
 
 def assert_is_the_formula(y, module, x, channel_axes=(-1,), **options):
-    """y against float64, from the parameters of the module."""
-    gamma, beta = (None if p is None else np.asarray(p[...]) for p in (module.scale, module.bias))
-    sizes = [x.shape[axis] for axis in sorted(axis % x.ndim for axis in channel_axes)]
-    gamma, beta = (None if p is None else p.reshape(sizes) for p in (gamma, beta))
-    exact, magnitude = oracle.instance_norm(x, gamma, beta, module.epsilon, channel_axes=channel_axes, **options)
-    positions = math.prod(x.shape[axis] for axis in oracle.spatial_axes(x.ndim, channel_axes))
-    bound = tolerance.forward(y.dtype.name, positions, magnitude)
-    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=0, atol=bound)
+    layers.assert_is_the_formula(y, layers.parameters_of(module), x, channel_axes, **options)
 
 
 def assert_equal_states(ours, theirs):
@@ -66,7 +53,12 @@ def assert_equal_states(ours, theirs):
 
 def test_signature():
     ours, theirs = (inspect.signature(norm.__init__).parameters for norm in (InstanceNorm, nnx.InstanceNorm))
-    running = {"track_running_stats": False, "momentum": 0.1, "use_running_average": False}
+    running = {
+        "track_running_stats": False,
+        "momentum": 0.1,
+        "use_running_average": False,
+        "stats_axis_name": None,
+    }
     assert list(ours) == [*theirs, "activation", "implementation", *running]
     assert {name: ours[name].default for name in running} == running
     for name, parameter in theirs.items():
@@ -132,36 +124,6 @@ def test_checkpoints_move_both_ways(to):
     np.testing.assert_allclose(target(x), source(x), rtol=0, atol=bound)
 
 
-# dtypes
-
-
-@pytest.mark.parametrize("dtype", [None, *HALF_AND_SINGLE])
-@pytest.mark.parametrize("x_dtype", [*HALF_AND_SINGLE, "bool", "uint8", "int32"])
-def test_same_output_dtype(x_dtype, dtype):
-    x = jax.ShapeDtypeStruct(SHAPE, x_dtype)
-    for param_dtype, use_scale, use_bias in itertools.product(HALF_AND_SINGLE, [False, True], [False, True]):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "use_scale": use_scale, "use_bias": use_bias}
-        ours, theirs = (jax.eval_shape(layer(norm=norm, **options), x) for norm in (InstanceNorm, nnx.InstanceNorm))
-        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), options
-
-
-@pytest.mark.parametrize("offset", [0, 1e2, 1e4])
-@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
-@pytest.mark.parametrize("x_dtype", HALF_AND_SINGLE)
-def test_numbers_at_an_offset(x_dtype, dtype, offset):
-    # Whatever dtype says, the statistics see x as it comes.
-    x = (normal(*SHAPE) + offset).astype(x_dtype)
-    module = layer(dtype=dtype)
-    y = module(x)
-    assert y.dtype == (dtype or "float32")
-    assert_is_the_formula(y, module, x)
-
-
-def test_integers_are_converted():
-    x, module = jnp.arange(math.prod(SHAPE)).reshape(SHAPE) + 1000, layer()
-    assert_is_the_formula(module(x), module, x)
-
-
 def test_own_promote_dtype_is_obeyed():
     seen = []
 
@@ -183,79 +145,6 @@ def test_own_promote_dtype_is_obeyed():
 def test_own_promote_dtype_without_parameters():
     module = layer(use_scale=False, use_bias=False, promote_dtype=lambda args, dtype: (args[0] ** 2, *args[1:]))
     assert_is_the_formula(module(normal(*SHAPE)), module, normal(*SHAPE) ** 2)
-
-
-# Axes and masks
-
-
-@pytest.mark.parametrize(
-    ("shape", "feature_axes"),
-    [
-        ((2, 7, 3), -1),
-        ((2, 3, 5, 6), 1),
-        ((2, 3, 5, 6), -3),
-        ((2, 5, 3, 6), 2),
-        ((2, 5, 6, 3), (-1, 3)),
-        ((2, 5, 6, 3), (-1, 1)),
-        ((2, 3, 4, 5, 2), (-1, 2, 1)),
-    ],
-    ids=str,
-)
-def test_feature_axes(shape, feature_axes):
-    axes = tuple({axis % len(shape) for axis in np.atleast_1d(feature_axes)})
-    x, num_features = normal(*shape), math.prod(shape[axis] for axis in axes)
-    ours, theirs = (layer(num_features, norm, feature_axes=feature_axes) for norm in (InstanceNorm, FLAX))
-    y = ours(x)
-    assert_is_the_formula(y, ours, x, axes)
-    # Flax counts num_features alike, and reads the parameters in the same order.
-    assert_is_the_formula(theirs(x), ours, x, axes)
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [(SHAPE, "bool"), ((1, 5, 6, 1), "int32"), ((5, 6, 1), "float32")], ids=str
-)
-def test_mask(shape, dtype):
-    mask = np.random.default_rng(1).random(shape) > 0.4
-    x, module = 100 + normal(*SHAPE), layer()
-    assert_is_the_formula(module(x, mask=mask.astype(dtype)), module, x, where=mask)
-
-
-# activation and residual
-
-
-@pytest.mark.parametrize("implementation", [None, "xla", "reference"])
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
-@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
-def test_activation_and_residual(with_residual, activation, implementation):
-    x = 100 + normal(*SHAPE)
-    residual = normal(*SHAPE, seed=1) if with_residual else None
-    module = layer(activation=oracle.ACTIVATIONS[activation].jax, implementation=implementation)
-    y = module(x, residual=residual)
-    assert_is_the_formula(y, module, x, activation=activation, residual=residual)
-
-
-def test_activation_and_residual_with_a_mask():
-    x, residual, mask = normal(*SHAPE), normal(*SHAPE, seed=1), np.random.default_rng(1).random(SHAPE) > 0.4
-    module = layer(activation=jnp.tanh)
-    y = module(x, residual=residual, mask=mask)
-    assert_is_the_formula(y, module, x, activation="tanh", residual=residual, where=mask)
-
-
-def test_activation_with_parameters_is_trained():
-    x, w = normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
-    fused = layer(activation=nnx.PReLU())
-    plain, slope = layer(), nnx.PReLU()
-    grads = nnx.grad(lambda module: jnp.sum(w * module(x)))(fused)
-    expected = nnx.grad(lambda modules: jnp.sum(w * modules[1](modules[0](x))))(nnx.List([plain, slope]))
-    for ours, theirs in (
-        (grads["scale"], expected[0]["scale"]),
-        (grads["bias"], expected[0]["bias"]),
-        (grads["activation"]["negative_slope"], expected[1]["negative_slope"]),
-    ):
-        # Sums of |w xhat| over N and the positions, at most.
-        terms = float(jnp.sum(abs(w))) * np.sqrt(POSITIONS)
-        bound = 2 * tolerance.parameter_gradient("float32", "float32", POSITIONS, terms)
-        np.testing.assert_allclose(ours[...], theirs[...], rtol=0, atol=bound)
 
 
 # Gradients and training
@@ -390,14 +279,6 @@ def test_shards_under_vmap(vmap):
     assert_is_the_formula(jnp.asarray(whole(y)), module, whole(x))
 
 
-def test_shards_under_vmap_with_a_mask():
-    x = normal(SHARDS, 2, 3, 4, 3)
-    mask = np.random.default_rng(3).random(x.shape) > np.linspace(0.1, 0.9, SHARDS).reshape(SHARDS, 1, 1, 1, 1)
-    module = layer(axis_name="shards")
-    y = jax.vmap(lambda x, mask: module(x, mask=mask), axis_name="shards")(x, mask)
-    assert_is_the_formula(jnp.asarray(whole(y)), module, whole(x), where=whole(mask))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [None, ((0, 1), (2, 3))], ids=str)
 def test_shards_under_shard_map(run_python, groups):
@@ -453,29 +334,172 @@ def test_loaded_parameters_must_fit():
         module(normal(*SHAPE))
 
 
+# Running averages in the tools of NNX, as with flax.nnx.BatchNorm
+
+
+class Block(nnx.Module):
+    """A model with every kind of mode."""
+
+    def __init__(self, norm=InstanceNorm, *, rngs, **options):
+        self.norm = norm(3, rngs=rngs, **options)
+        self.plain = InstanceNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(self.plain(self.norm(x)))
+
+
+def tracking(**options):
+    return InstanceNorm(3, track_running_stats=True, rngs=nnx.Rngs(0), **options)
+
+
+def averages(module):
+    return np.stack([module.mean[...], module.var[...]])
+
+
+@pytest.mark.parametrize("raise_if_not_found", [True, False])
+def test_view(raise_if_not_found):
+    x, model = 5 + normal(*SHAPE), Block(track_running_stats=True, rngs=nnx.Rngs(0))
+    evaluated = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=raise_if_not_found)
+    before = averages(model.norm)
+    y = evaluated(x)
+    np.testing.assert_array_equal(averages(model.norm), before)
+    # With a mean of 0 and a variance of 1.
+    np.testing.assert_allclose(evaluated.norm(x), x / np.sqrt(np.float32(1 + EPSILON)), rtol=1e-6)
+    assert y.shape == x.shape
+    assert (model.norm.use_running_average, model.dropout.deterministic) == (False, False)
+    # A view shares the variables with its model.
+    model.norm(x)
+    np.testing.assert_array_equal(averages(evaluated.norm), averages(model.norm))
+    assert not np.array_equal(averages(model.norm), before)
+    assert nnx.view(evaluated, use_running_average=None).norm.use_running_average
+
+
+def test_view_of_a_layer_alone():
+    assert nnx.view(tracking(), use_running_average=True).use_running_average
+    assert not nnx.view(tracking(use_running_average=True), use_running_average=False).use_running_average
+
+
+def test_view_info():
+    text = nnx.view_info(Block(track_running_stats=True, rngs=nnx.Rngs(0)))
+    assert (
+        "InstanceNorm:\n  use_running_average: bool | None = None\n    if True, a layer with running averages" in text
+    )
+
+
 @pytest.mark.parametrize(
-    ("options", "inputs", "exception", "part"),
+    ("to_eval", "to_train"),
     [
-        ({"feature_axes": 0}, {}, ValueError, "cannot include the leading dimension.*feature_axes="),
-        ({"feature_axes": 4}, {}, ValueError, "feature_axes must lie in"),
-        ({"feature_axes": 1.5}, {}, TypeError, "feature_axes must be an integer"),
-        ({"epsilon": 0.0}, {}, ValueError, "epsilon must be a finite number > 0"),
-        ({"implementation": "triton"}, {}, ValueError, "implementation must be .* got 'triton'"),
-        ({"activation": "relu"}, {}, TypeError, "activation must be"),
-        ({"axis_index_groups": ((0,),)}, {}, ValueError, "axis_index_groups needs axis_name"),
-        ({}, {"residual": jnp.zeros((1, 5, 6, 3))}, ValueError, "residual must have the shape"),
-        ({}, {"mask": jnp.ones((2, 3, 4, 4))}, ValueError, "mask must be broadcastable"),
+        (lambda model: model.eval(), lambda model: model.train()),
+        (
+            lambda model: model.set_attributes(deterministic=True, use_running_average=True),
+            lambda model: model.set_attributes(deterministic=False, use_running_average=False),
+        ),
+        (
+            lambda model: model.set_attributes(InstanceNorm, use_running_average=True),
+            lambda model: model.set_attributes(InstanceNorm, use_running_average=False),
+        ),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) and "shape" not in str(value) else "",
+    ids=["eval", "set_attributes", "filtered"],
 )
-def test_errors_in_the_words_of_the_layer(options, inputs, exception, part):
-    with pytest.raises(exception, match=part):
-        layer(**options)(normal(*SHAPE), **inputs)
+def test_modes(to_eval, to_train):
+    x, model = 5 + normal(*SHAPE), Block(track_running_stats=True, rngs=nnx.Rngs(0))
+    for mode, changes in ((to_eval, False), (to_train, True)):
+        mode(model)
+        before = averages(model.norm)
+        model(x)
+        assert np.array_equal(averages(model.norm), before) != changes
 
 
-def test_needs_a_spatial_axis():
-    with pytest.raises(ValueError, match="rank 3 or more"):
-        layer()(normal(2, 3))
+def one_step(module, x):
+    module(x)
+    return averages(module)
+
+
+def step_of_merged(module, x):
+    graph, batch_stats, rest = nnx.split(module, nnx.BatchStat, ...)
+
+    @jax.jit
+    def step(batch_stats):
+        merged = nnx.merge(graph, batch_stats, rest)
+        merged(x)
+        return nnx.state(merged, nnx.BatchStat)
+
+    nnx.update(module, step(batch_stats))
+    return averages(module)
+
+
+def step_of_vmap(module, x):
+    """A layer for every part of the batch, with averages of its own; their mean here."""
+
+    make = nnx.vmap(lambda rngs: InstanceNorm(3, track_running_stats=True, rngs=rngs))
+    several = make(nnx.Rngs(0).split(len(x)))
+    nnx.vmap(lambda layer, part: layer(part[None]))(several, x)
+    return averages(several).mean(1)
+
+
+def step_of_scan(module, x):
+    """The parts of the batch one after the other, with a weight that makes it their mean."""
+    fresh = InstanceNorm(3, track_running_stats=True, momentum=1.0, rngs=nnx.Rngs(0))
+
+    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    def run(layer, part):
+        layer(part[None])
+        return layer, jnp.stack([layer.mean[...], layer.var[...]])
+
+    _, each = run(fresh, x)
+    return (1 - module.momentum) * np.array([[0.0], [1.0]]) + module.momentum * np.asarray(each).mean(0)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        one_step,
+        lambda module, x: (nnx.jit(lambda module: module(x))(module), averages(module))[1],
+        lambda module, x: (nnx.remat(lambda module: module(x))(module), averages(module))[1],
+        lambda module, x: (nnx.grad(lambda module: module(x).sum())(module), averages(module))[1],
+        step_of_merged,
+        step_of_vmap,
+        step_of_scan,
+    ],
+    ids=["eager", "jit", "remat", "grad", "split and merge", "vmap", "scan"],
+)
+def test_averages_are_the_same_under_every_transformation(step):
+    x = 5 + normal(*SHAPE)
+    got = step(tracking(), x)
+    exact = np.asarray(x, np.float64)
+    want = 0.1 * exact.mean((0, 1, 2)), 0.9 + 0.1 * exact.var((1, 2), ddof=1).mean(0)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_linen_and_nnx_wrap_each_other():
+    x = 5 + normal(*SHAPE)
+    want = one_step(tracking(), x)
+    as_linen = nnx.bridge.ToLinen(InstanceNorm, (3,), {"track_running_stats": True})
+    variables = as_linen.init(jax.random.key(0), x)
+    _, changed = as_linen.apply(variables, x, mutable=["batch_stats"])
+    got = changed["batch_stats"]
+    np.testing.assert_allclose(np.stack([got["mean"], got["var"]]), want, rtol=1e-5)
+
+    as_nnx = nnx.bridge.ToNNX(jaxnorm.InstanceNorm(track_running_stats=True), rngs=nnx.Rngs(0))
+    as_nnx.lazy_init(x, use_running_average=False)
+    as_nnx(x, use_running_average=False, mutable=["batch_stats"])
+    np.testing.assert_allclose(np.stack([as_nnx.mean[...], as_nnx.var[...]]), want, rtol=1e-5)
+
+
+def test_model_surgery():
+    """A layer of Flax whose class is replaced is one of ours, with our defaults."""
+    x, model = 100 + normal(*SHAPE), Block(nnx.InstanceNorm, **RANDOM, rngs=nnx.Rngs(0))
+    for _, module in nnx.iter_modules(model):
+        if type(module) is nnx.InstanceNorm:
+            module.__class__ = InstanceNorm
+    assert_is_the_formula(model.norm(x), model.norm, x)
+    nnx.view(model, deterministic=True, use_running_average=True)(x)
+    model.eval()
+    graph, state = nnx.split(model)
+    assert_is_the_formula(nnx.merge(graph, state).norm(x), model.norm, x)
+    model.norm.set_attributes(activation=jax.nn.relu)
+    assert_is_the_formula(model.norm(x), model.norm, x, activation="relu")
 
 
 # Imports

@@ -5,7 +5,8 @@ import re
 
 import nbformat
 import pytest
-from execute import execute
+
+from notebooks.execute import execute
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # Of the machine: absolute paths of files and packages, and warnings and errors.

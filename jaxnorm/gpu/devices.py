@@ -159,10 +159,7 @@ class KernelKind(NamedTuple):
 # says how to add an entry.
 PROVEN: dict[KernelKind, str] = {}
 
-NOT_PROVEN = NoTile(
-    "the kernel can run here; not chosen by itself before it has been proven on this GPU: pass "
-    "implementation='pallas', or run python -m jaxnorm selfcheck"
-)
+NOT_PROVEN = NoTile("not used by default: unproven on this GPU. Pass implementation='pallas' to try it.")
 
 
 def is_any_proven(device: Device) -> bool:

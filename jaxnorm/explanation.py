@@ -1,27 +1,32 @@
 """What a call would run on a GPU, and why."""
 
 import dataclasses
+import difflib
 import functools
+import re
 from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxnorm import activations, arguments, choice, reference
+from jaxnorm import arguments, dispatch, reference
+from jaxnorm.activation import Resolved, is_known, resolve
 from jaxnorm.arguments import Activation, Axes, Implementation
+from jaxnorm.call import Call, Operands
 from jaxnorm.functional import instance_norm
 from jaxnorm.gpu.devices import DEVICES, Device, current, facts, named
 from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.layout import Layout
+from jaxnorm.platforms import CORNER
 
-# What plain XLA reads and writes, in sizes of x: a sixteenth for the provisional center, then x for the sums, x and y
-# for the result; backward x and dy for the sums, x, dy and dx for the result.
-_XLA_FORWARD = 3 + 1 / 16
-_XLA_BACKWARD = 5
+# Sizes of x that each implementation moves. Plain XLA reads the corner, then x for the sums, and x again for y, which
+# it writes; backward it reads x and dy twice, and writes dx.
+_UNITS = {"forward": {"pallas": 2.0, "xla": 3 + 1 / CORNER}, "backward": {"pallas": 3.0, "xla": 5.0}}
+# A residual: the kernel reads it once, and backward writes its gradient. Plain XLA reads it in both passes over x.
+_UNITS_OF_RESIDUAL = {"forward": {"pallas": 1.0, "xla": 1.0}, "backward": {"pallas": 2.0, "xla": 3.0}}
 
-# Sizes of x that each implementation moves.
-_Units = dict[Implementation, float]
+# GPUs before Ampere.
+_TOO_OLD = re.compile(r"\b(K\d+|M\d+|P\d+|V100\w*|T4|TITAN|GTX|RTX 20\d\d|QUADRO)\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,21 +47,27 @@ class Pass:
     bytes_moved: int | None
 
     def __repr__(self) -> str:
-        head = f"{self.name}: {self.implementation}"
-        if self.bytes_moved is not None:
-            head += f", moves {_size(self.bytes_moved)}"
+        return f"{self.head}\n  {self.details}"
+
+    @property
+    def head(self) -> str:
+        """The implementation, in a line."""
+        moved = "" if self.bytes_moved is None else f", moves {_size(self.bytes_moved)}"
+        return f"{self.name}: {self.implementation}{moved}"
+
+    @property
+    def details(self) -> str:
+        """The tile of the kernel, or the reason why there is none."""
         if isinstance(self.tile, NoTile):
-            why_not = "raises" if self.implementation == "pallas" else "why not the kernel"
-            return f"{head}\n  {why_not}: {self.tile.reason}"
+            return f"{'raises' if self.implementation == 'pallas' else 'kernel'}: {self.tile.reason}"
         tile = self.tile
         shared = {
             "alone": "no clusters",
             "cluster": f"clusters of {tile.blocks_per_instance}",
-            "group": f"groups of {tile.blocks_per_instance} that meet in global memory",
+            "group": f"groups of {tile.blocks_per_instance} that synchronize in global memory",
         }[tile.synchronization]
         return (
-            f"{head}\n"
-            f"  thread blocks: {tile.thread_blocks}, {shared}\n"
+            f"thread blocks: {tile.thread_blocks}, {shared}\n"
             f"  each holds: {tile.arrays} x {tile.boxes} boxes of {tile.rows} rows of {tile.row_bytes} bytes\n"
             f"  shared memory: {_size(tile.shared_memory)} per thread block, {tile.copies} copies"
         )
@@ -69,11 +80,13 @@ class Explanation:
     Attributes:
       device_name: the product name of the device, such as "NVIDIA H100 80GB HBM3", or "CPU".
       device: what was assumed of the GPU, or None if it is not a CUDA GPU.
+      activation: how it is computed, in words; None where there is none.
       forward, backward: the passes.
     """
 
     device_name: str
     device: Device | None
+    activation: str | None
     forward: Pass
     backward: Pass
 
@@ -82,7 +95,14 @@ class Explanation:
         if self.device is not None:
             major, minor = self.device.compute_capability
             facts = f"compute capability {major}.{minor}, {self.device.sm_count} SMs"
-        return f"device: {self.device_name}, {facts}\n{self.forward}\n{self.backward}"
+        lines = [f"device: {self.device_name}, {facts}"]
+        lines += [] if self.activation is None else [f"activation: {self.activation}"]
+        if isinstance(self.forward.tile, NoTile) and self.forward.details == self.backward.details:
+            # One reason for both passes is said once.
+            lines += [self.forward.head, self.backward.head, self.forward.details]
+        else:
+            lines += [str(self.forward), str(self.backward)]
+        return "\n".join(lines)
 
 
 def explain(
@@ -119,38 +139,29 @@ def explain(
     >>> explanation = jaxnorm.explain(x, **relu_norm, implementation="pallas", device="H100")
     >>> explanation
     device: H100, compute capability 9.0, 132 SMs
+    activation: fused
     forward: pallas, moves 32.0 MiB
     ...
     >>> jaxnorm.explain(x, **relu_norm, device="H100").forward.implementation
     'xla'
     """
     name, gpu = _device(device, x)
-    y = _check_call(x, channel_axis=channel_axis, residual=residual, activation=activation)
+    y: Any = _check_call(x, channel_axis=channel_axis, residual=residual, activation=activation)
     arguments.check_implementation(implementation)
-    prepared = activations.prepare(activation, reference.statistics_dtype(y.dtype))
-    find_tiles = functools.partial(
-        choice.find_tiles,
-        Layout(y.shape, arguments.check_channel_axes(y.shape, channel_axis)).view_shape,
-        y.dtype,
-        residual=_is_given(residual),
-        activation=prepared.function,
-        captures=len(prepared.captures),
-        device=gpu,
-    )
-    # Where the kernel cannot run at all, that is the reason and not that it is not proven.
-    taken, by_name = find_tiles(implementation=implementation), find_tiles(implementation="pallas")
-    tiles = [named if isinstance(named, NoTile) else tile for tile, named in zip(taken, by_name, strict=True)]
-    size = y.size * y.dtype.itemsize
-    # Read and written besides: the residual forward, the residual and its gradient backward. Plain XLA reads the
-    # residual once for each of its two passes.
-    more = (1, 2 if activation is not None else 0) if _is_given(residual) else (0, 0)
-    forward: _Units = {"pallas": 2 + more[0], "xla": _XLA_FORWARD + more[0]}
-    backward: _Units = {"pallas": 3 + more[1], "xla": _XLA_BACKWARD + 1.5 * more[1]}
+    resolved = _resolve(activation, y)
+    channel_axes = arguments.check_channel_axes(y.shape, channel_axis)
+    # Of an array that is not there, eps and the values play no part.
+    call = Call(channel_axes, 1.0, resolved.fused, implementation=implementation)
+    # Only their types are looked at.
+    per_instance: Any = jax.ShapeDtypeStruct(call.layout(y.shape).instances, reference.statistics_dtype(y.dtype))
+    operands = Operands(y, per_instance, per_instance, y if _is_given(residual) else None)
     return Explanation(
         name,
         gpu,
-        _pass("forward", implementation, tiles[0], size, forward),
-        _pass("backward", implementation, tiles[1], size, backward),
+        _described(activation, resolved),
+        _pass(dispatch.FORWARD, call, operands, gpu),
+        # Without an activation, the gradients do not depend on the residual.
+        _pass(dispatch.BACKWARD, call, operands if resolved.fused else operands._replace(residual=None), gpu),
     )
 
 
@@ -170,16 +181,43 @@ def _check_call(x: Any, *, residual: Any, **options: Any) -> jax.ShapeDtypeStruc
     return y
 
 
+def _resolve(activation: Activation | None, x: jax.ShapeDtypeStruct) -> Resolved:
+    """What becomes of the activation inside jit."""
+    found = []
+
+    def inside(x: jax.Array) -> None:
+        found.append(resolve(activation, x, reference.statistics_dtype(x.dtype)))
+
+    jax.eval_shape(inside, x)
+    return found[0]
+
+
+def _described(activation: Activation | None, resolved: Resolved) -> str | None:
+    if activation is None:
+        return None
+    if resolved.after is not None:
+        return f"applied after the norm: {resolved.why_after}"
+    return "fused" if is_known(activation) else "fused inside jax.jit, applied after the norm outside"
+
+
 def _is_given(residual: Any) -> bool:
     return bool(residual) if isinstance(residual, (bool, np.bool_)) else residual is not None
 
 
-def _pass(name: str, named: Implementation | None, tile: Tile | NoTile, size: int, units: _Units) -> Pass:
+def _pass(one_pass: dispatch.Pass, call: Call, operands: Operands, gpu: Device | None) -> Pass:
+    name, named = one_pass.name, call.implementation
+    # Where the kernel cannot run at all, that is the reason, and not that it is not proven.
+    tile = one_pass.tile(dataclasses.replace(call, implementation="pallas"), operands, gpu)
+    if isinstance(tile, Tile):
+        tile = one_pass.tile(call, operands, gpu)
     chosen: Implementation = named or ("xla" if isinstance(tile, NoTile) else "pallas")
-    if chosen != "pallas":
-        reason = tile if named is None else NoTile(f"implementation={named!r} was named")
-        return Pass(name, chosen, reason, round(units[chosen] * size) if chosen in units else None)
-    return Pass(name, chosen, tile, None if isinstance(tile, NoTile) else round(units[chosen] * size))
+    if named in ("xla", "reference"):
+        tile = NoTile(f"implementation={named!r} was named")
+    moved = None
+    if chosen != "reference" and not (chosen == "pallas" and isinstance(tile, NoTile)):
+        units = _UNITS[name][chosen] + (_UNITS_OF_RESIDUAL[name][chosen] if operands.residual is not None else 0)
+        moved = round(units * operands.x.size * operands.x.dtype.itemsize)
+    return Pass(name, chosen, tile, moved)
 
 
 def _device(name: str | None, x: Any) -> tuple[str, Device | None]:
@@ -195,7 +233,11 @@ def _device(name: str | None, x: Any) -> tuple[str, Device | None]:
         )
     known = named(name)
     if known is None:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, or None for the current one: got {name!r}.")
+        reason = f"device must be None, for the current one, or the name of a known GPU: got {name!r}"
+        if _TOO_OLD.search(name):
+            reason = f"{name} is too old: compute capability 8.0 is needed"
+        nearest = difflib.get_close_matches(name.upper(), DEVICES, n=3, cutoff=0)
+        raise ValueError(f"{reason}. The nearest names are {', '.join(nearest)}.")
     return name, known
 
 
