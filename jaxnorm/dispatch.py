@@ -11,6 +11,7 @@ Under vmap the mapped axis becomes one more batch axis: it stays one pass, and w
 """
 
 import abc
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -305,11 +306,20 @@ def _evaluated(one_pass: Pass, *values: jax.Array, call: Call, structure: Any) -
     return results
 
 
+def _let_checkify_see_nans(primitive: Primitive) -> None:
+    """checkify has no public way to add a rule. Without one it does not see a NaN that is made in the norm."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import checkify
+
+        checkify.error_checks[primitive] = functools.partial(checkify.nan_error_check, primitive)
+
+
 FORWARD, BACKWARD = _Forward(), _Backward()
 
 for _one_pass in (FORWARD, BACKWARD):
     _one_pass.primitive.def_impl(functools.partial(_evaluated, _one_pass))
     _one_pass.primitive.def_effectful_abstract_eval(functools.partial(_types, _one_pass))
+    _let_checkify_see_nans(_one_pass.primitive)
     batching.primitive_batchers[_one_pass.primitive] = functools.partial(_batched, _one_pass)
     for _platform in _PLATFORMS:
         mlir.register_lowering(_one_pass.primitive, _lowering(_one_pass, _platform), platform=_platform)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from jaxnorm import numerics
+from jaxnorm.call import Gradients, Statistics
 from jaxnorm.gpu import elementwise, synchronization
 from jaxnorm.gpu.block import (
     Block,
@@ -49,15 +50,6 @@ class Moments(NamedTuple):
     delta: jax.Array
     rstd: jax.Array
     variance: jax.Array
-
-
-class Gradients(NamedTuple):
-    """Those of gamma and beta are per instance; residual is None where there was none to differentiate."""
-
-    x: jax.Array
-    gamma: jax.Array
-    beta: jax.Array
-    residual: jax.Array | None
 
 
 def forward(
@@ -98,7 +90,7 @@ def forward(
 
 def backward(
     x: jax.Array,
-    statistics: Any,
+    statistics: Statistics,
     gamma: jax.Array,
     beta: jax.Array,
     residual: jax.Array | None,

@@ -33,7 +33,7 @@ def forward(
     """
     x, gamma, beta, residual, where, center = views(platform, operands)
     if center is None:
-        statistics = _statistics(platform, x, where, platform.corner(operands.x), gamma.dtype, eps)
+        statistics = _statistics(platform, x, where, platform.slab(operands.x), gamma.dtype, eps)
     else:
         one = jnp.ones_like(center)
         statistics = Statistics(center, jnp.zeros_like(center), one, one, one * platform.count(x))
@@ -163,7 +163,7 @@ def _statistics(
     platform: Platform,
     x: jax.Array,
     where: jax.Array | None,
-    corner: jax.Array,
+    slab: jax.Array,
     dtype: jax.typing.DTypeLike,
     eps: float,
 ) -> Statistics:
@@ -171,7 +171,7 @@ def _statistics(
     positions = platform.count(x) * platform.devices
     count: Any = positions
     if where is None:
-        center = numerics.provisional_center(platform, corner, dtype)
+        center = numerics.provisional_center(platform, slab, dtype)
     else:
         center, count = numerics.masked_center(platform, x, where, dtype)
     # The barrier makes the pass below read these numbers, and not compute them again at every position.
