@@ -18,7 +18,7 @@ from jaxnorm.gpu.tile import CopyKind, NoTile, SynchronizationKind, Tile
 EPS = 1e-5
 DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS: dict[str, Activation | None] = {"none": None, "tanh": jnp.tanh}
-# So many guesses are made for a case of one kind.
+# We give up on a case of one kind after this number of guesses.
 _GUESSES = 1000
 
 # Rows of 16 bytes, and samples that end inside a box with another sample after them: (shape, channel axis, dtype). A
@@ -167,7 +167,7 @@ class Size(NamedTuple):
 def draw_kinds(
     rng: np.random.Generator, wanted: list[Kind], count: int, device: Device, size: Size
 ) -> list[tuple[Kind, Case | None]]:
-    """So many random cases of each kind, one of each first; None where none was found.
+    """That many random cases of each kind, one of each first; None where none was found.
 
     Dtypes, activations and residuals take turns from a random start, so a few cases of a kind have them all.
     """
@@ -229,7 +229,7 @@ def draw_listed(rng: np.random.Generator, listed: list[tuple[tuple[int, ...], in
 
 
 def draw_plain(rng: np.random.Generator, count: int, implementation: Implementation | None) -> list[Case]:
-    """So many random cases of any layout, without the kernel; every other one is group norm."""
+    """That many random cases of any layout, without the kernel; every other one is group norm."""
     found = []
     for turn in range(count):
         batch, channels = _between(rng, 1, 8), _between(rng, 1, 256)

@@ -16,7 +16,7 @@ from jaxnorm.selfcheck.cases import EPS, Case
 
 # Relative error of the hardware's tanh, which the kernel takes in bfloat16 (PTX ISA, tanh.approx).
 _APPROXIMATE = 2.0**-11
-# A sum of independent errors stays within so many of its standard deviations.
+# A sum of independent errors stays within this many of its standard deviations.
 _DEVIATIONS = 8
 
 Arrays = dict[str, Any]

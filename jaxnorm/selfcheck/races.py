@@ -15,7 +15,7 @@ from jaxnorm.selfcheck import numbers
 from jaxnorm.selfcheck.cases import Case
 
 _BITS = {2: jnp.uint16, 4: jnp.uint32}
-# What runs on the other stream, one kernel after the other: (thread blocks of 1024 numbers, sines of each number).
+# What runs on the other stream, one kernel after the other: (thread blocks of 1024 numbers, roots of each number).
 _OTHER = ((1, 200), (64, 10), (8, 60), (32, 25))
 
 
@@ -35,10 +35,10 @@ def races(case: Case, repeats: int) -> dict[str, Any]:
     inputs = [numbers.draw(case), numbers.draw(other)]
     stacked = jax.tree.map(lambda *both: jnp.stack(both), *inputs)
     differing, found = {}, []
-    for beside, busy in (("nothing", False), ("another stream", True)):
+    for neighbor, busy in (("nothing", False), ("another stream", True)):
         run = jax.jit(functools.partial(repeat, numbers.training_step(case), busy=busy))
         first, differed, _ = run(stacked, repeats)
-        differing[beside] = int(differed)
+        differing[neighbor] = int(differed)
         found += [numbers.compare(case, given, _at(first, i)) for i, given in enumerate(inputs)]
     row = next((each for each in found if each["outcome"] != "right"), found[0])
     row |= {"repeats": repeats, "differing": differing}
@@ -78,11 +78,11 @@ def _on_another_stream(noise: jax.Array) -> jax.Array:
     """
 
     def work(noise: jax.Array) -> jax.Array:
-        for blocks, sines in _OTHER:
+        for blocks, roots in _OTHER:
             # A sum is a kernel of its own, and what follows it has fewer thread blocks.
             part = noise.reshape(-1, blocks, 1024).sum(0)
-            for _ in range(sines):
-                part = jnp.sin(part + 1)
+            for _ in range(roots):
+                part = jnp.sqrt(part + 1)
             noise = noise + jnp.tile(part, (len(noise) // blocks, 1))
         return noise
 

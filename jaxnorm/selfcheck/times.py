@@ -80,7 +80,7 @@ def times(**case: Any) -> dict[str, Any]:
 
 
 def make_buffers(shape: tuple[int, ...], dtype: str, total: int) -> list[jax.Array]:
-    """Random arrays that have more than so many bytes together, but at most MOST_BUFFERS."""
+    """Random arrays that have more than that many bytes together, but at most MOST_BUFFERS."""
     size = math.prod(shape) * jnp.dtype(dtype).itemsize
     count = max(2, min(MOST_BUFFERS, total // size + 1))
     make = jax.jit(lambda key: jax.random.normal(key, shape, dtype))
