@@ -58,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_explain)
 
-    what = "check the GPU kernel on this machine, and time it; 10 minutes"
+    what = "check jaxnorm and its GPU kernel on this machine, and time them; 10 minutes, 1 without a GPU"
     command = commands.add_parser("selfcheck", help=what, description=what, epilog=EXAMPLES, formatter_class=style)
-    command.add_argument("--quick", action="store_true", help="2 minutes: fewer cases, no sweep of tiles")
+    command.add_argument("--quick", action="store_true", help="2 minutes: fewer cases")
     command.add_argument("--seed", type=int, help="seed of the cases, to repeat a run; default: random, and printed")
     command.add_argument("--json", metavar="FILE", help="also write the report to FILE")
     command.add_argument("--markdown", metavar="FILE", help="also write the tables to FILE")
@@ -84,7 +84,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _selfcheck(arguments: argparse.Namespace) -> int:
-    from jaxnorm.report.selfcheck import selfcheck
+    from jaxnorm.selfcheck.command import selfcheck
 
     return selfcheck(arguments.json, arguments.markdown, quick=arguments.quick, seed=arguments.seed)
 
