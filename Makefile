@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-random bench-networks bench-memory bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -14,7 +14,7 @@ export JAX_PLATFORMS ?= cpu
 PYTEST_OPTIONS := --numprocesses auto --maxprocesses 8 --dist worksteal
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-demo: .venv/demo ## train a stylisation network on two photographs, write stylize.png
+demo: .venv/demo ## train a stylization network and draw stylize.png
 	$(BIN)/python examples/stylize.py $(ARGS)
 
 # On the CPU, wherever it runs: the suite proves the same things everywhere.
@@ -23,12 +23,12 @@ test test-fast test-x64 test-oldest: export JAX_PLATFORMS = cpu
 test: lint ## lint, types, tests and doctests
 	$(PYTEST)
 
-test-fast: lint ## the same without the kernel, compiled code, calls and properties drawn by chance, most higher derivatives, axes and activations, meshes, processes of their own, examples and the U-Net
+test-fast: lint ## the same without the kernel, compiled code, random calls and properties, most higher derivatives, axes and activations, meshes, processes of their own, examples and the U-Net
 	$(PYTEST) -m 'not slow'
 
-# The stylisation example mixes its own float32 with JAX's defaults, which convolutions refuse under x64.
+# The stylization example mixes its own float32 with JAX's defaults, which convolutions refuse under x64.
 test-x64: export JAX_ENABLE_X64 = 1
-test-x64: .venv/test ## tests of every file, drawn by chance, with 64-bit numbers on; ARGS="--draw 20 --seed 1" draws others
+test-x64: .venv/test ## random tests of every file with 64-bit numbers on; ARGS="--draw 20 --seed 1" draws others
 	$(PYTEST) --draw 2 --ignore tests/test_stylize.py $(ARGS)
 
 test-oldest: .venv-oldest/test ## the suite on the oldest versions that pyproject.toml admits; ARGS="--draw 3" draws some of it
@@ -39,38 +39,37 @@ lint: .venv/test ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-accuracy: .venv/bench ## print the error against float64 beside Flax's
-	$(BIN)/python -m benchmarks.accuracy
-
-traffic: .venv/test ## print the memory traffic counted on code compiled for an H100 and an A100, beside Flax's
-	$(BIN)/python -m benchmarks.traffic --markdown benchmarks/results/traffic.md $(ARGS)
-
-traffic-tpu: .venv/aot-tpu .venv/bench ## the same for a TPU v5e, on cases that are drawn; ARGS="--seeds 2 3 --cases 4"
-	$(BIN)/python -m benchmarks.traffic_tpu --markdown benchmarks/results/traffic-tpu.md $(ARGS)
-
-# Tables, pictures and all figures of the last run; the figures (JSON) are not kept in the repository.
+# The report and all figures of the last run; the figures (JSON) are not kept in the repository.
 RESULTS = --markdown benchmarks/results/$(1).md --json benchmarks/results/$(1).json
+# All of them take ARGS="--quick", which only shows that they run, and ARGS="--help".
+BENCHMARK := $(BIN)/python -m benchmarks
 
-throughput: .venv/bench .venv/aot ## count instructions on the machine code for H100 and B200, model what limits the kernel, in about 20 minutes
-	$(BIN)/python -m benchmarks.throughput $(call RESULTS,throughput) $(ARGS)
+accuracy: .venv/bench ## the error against float64, compared with Flax
+	$(BENCHMARK).accuracy $(call RESULTS,accuracy) $(ARGS)
 
-bench: .venv/bench ## time relu(norm(x)) beside what people use, in under 10 minutes; ARGS="--torch-python PYTHON"
-	$(BIN)/python -m benchmarks.compare $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
+traffic: .venv/bench .venv/aot ## count the memory traffic of code compiled for an H100 and an A100, compared with Flax
+	$(BENCHMARK).traffic $(call RESULTS,traffic) $(ARGS)
 
-bench-random: .venv/bench ## time norm and activation beside Flax on shapes that chance picks; ARGS="--seeds 7"
-	$(BIN)/python -m benchmarks.compare --seeds $(call RESULTS,random) $(ARGS)
+traffic-tpu: .venv/bench .venv/aot-tpu ## the same for a TPU v5e, on random shapes; ARGS="--seeds 2 3 --count 4"
+	$(BENCHMARK).traffic --devices TPU --count 16 $(call RESULTS,traffic-tpu) $(ARGS)
 
-bench-networks: .venv/bench ## what the norms of small networks cost in a training step, and to compile, beside Flax
-	$(BIN)/python -m benchmarks.networks $(call RESULTS,networks) $(ARGS)
+throughput: .venv/bench .venv/aot ## count registers, spills, shared memory and instructions of the kernel for H100 and B200
+	$(BENCHMARK).throughput $(call RESULTS,throughput) $(ARGS)
 
-bench-memory: .venv/bench .venv/aot ## peak memory of a training step of a U-Net
-	$(BIN)/python -m benchmarks.memory $(call RESULTS,memory) $(ARGS)
+bench: .venv/bench ## time relu(norm(x)) compared with other libraries, in about 10 minutes; ARGS="--torch-python PYTHON"
+	$(BENCHMARK).compare $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
 
-bench-overhead: .venv/bench ## what a small call costs besides: tracing, compiling, the first and the next call
-	$(BIN)/python -m benchmarks.overhead $(call RESULTS,overhead) $(ARGS)
+bench-random: .venv/bench ## the same with Flax on random shapes; ARGS="--seeds 7 8", ARGS="--against FOLDER_OF_ANOTHER_JAXNORM"
+	$(BENCHMARK).compare --seeds $(call RESULTS,random) $(ARGS)
 
-bench-growth: .venv/bench .venv/aot ## time and bytes against rows, channels and batch, odd sizes too
-	$(BIN)/python -m benchmarks.growth --h100 $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
+bench-networks: .venv/bench .venv/aot ## what norms cost in networks: time, memory, time to compile; ARGS=--small
+	$(BENCHMARK).networks --h100 $(call RESULTS,networks) $(ARGS)
+
+bench-overhead: .venv/bench ## what a small call costs: tracing, compiling, the first and the next call
+	$(BENCHMARK).overhead $(call RESULTS,overhead) $(ARGS)
+
+bench-growth: .venv/bench ## time and bytes against rows, channels and batch, odd sizes too
+	$(BENCHMARK).growth $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
 
 notebooks: .venv/notebooks ## run the notebooks top to bottom and write them with their pictures
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb

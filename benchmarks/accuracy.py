@@ -1,6 +1,8 @@
-"""Maximum error against float64 as the data move away from zero: jaxnorm beside Flax. Prints a Markdown table.
+"""Largest error of y against float64 as the data move away from zero, compared with Flax.
 
 python -m benchmarks.accuracy
+
+The layers return float32, so what is seen is their own error and not the rounding of the output.
 """
 
 import flax.linen as nn
@@ -9,18 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxnorm
-from benchmarks.report import table
+from benchmarks import report
+from benchmarks.contenders import BASELINE, JAXNORM, STABLE
+from benchmarks.shapes import EPSILON
 
 SHAPE = (2, 128, 128, 8)  # (N, H, W, C)
-EPSILON = 1e-5
-
-
-def layers() -> dict[str, nn.Module]:
-    return {
-        "jaxnorm": jaxnorm.InstanceNorm(epsilon=EPSILON),
-        "Flax, default": nn.InstanceNorm(epsilon=EPSILON),
-        "Flax, `use_fast_variance=False`": nn.InstanceNorm(epsilon=EPSILON, use_fast_variance=False),
-    }
+LAYERS = {
+    JAXNORM: jaxnorm.InstanceNorm(epsilon=EPSILON),
+    BASELINE: nn.InstanceNorm(epsilon=EPSILON),
+    STABLE: nn.InstanceNorm(epsilon=EPSILON, use_fast_variance=False),
+}
+# (dtype, mean, standard deviation); the last of float32 is that of raw 16-bit images.
+DATA = [
+    *(("float32", mean, 1) for mean in (0, 3, 30, 100, 1e4, 1e6)),
+    ("float32", 4e4, 200),
+    *((dtype, mean, 1) for dtype in ("bfloat16", "float16") for mean in (0, 100)),
+]
 
 
 def exact(x: np.ndarray) -> np.ndarray:
@@ -30,21 +36,26 @@ def exact(x: np.ndarray) -> np.ndarray:
 
 
 def error(layer: nn.Module, x: jax.Array) -> float:
-    """The layer's result in float32, so that what is seen is its own error and not the rounding of the output."""
     params = {"params": {"scale": jnp.ones(SHAPE[-1]), "bias": jnp.zeros(SHAPE[-1])}}
     y = jax.jit(layer.apply)(params, x)
     return float(np.abs(np.asarray(y, np.float64) - exact(np.asarray(x))).max())
 
 
-def main() -> None:
-    rows = []
+def main(argv: list[str] | None = None) -> None:
+    """Computes, prints, writes."""
+    chosen = report.parser(__doc__).parse_args(argv)
     noise = np.random.default_rng(0).standard_normal(SHAPE)
-    for dtype, offsets in {"float32": (0, 1e2, 1e4, 1e6), "bfloat16": (0, 1e2), "float16": (0, 1e2)}.items():
-        for offset in offsets:
-            x = jnp.asarray(noise + offset, dtype)
-            cells = [f"{error(layer, x):.1e}" for layer in layers().values()]
-            rows.append([f"{dtype}, offset {offset:g}", *cells])
-    print(table(["", *layers()], rows))
+    results = []
+    for dtype, mean, std in DATA[:2] if chosen.quick else DATA:
+        x = jnp.asarray(noise * std + mean, dtype)
+        errors = {name: error(layer, x) for name, layer in LAYERS.items()}
+        results.append({"dtype": dtype, "mean": mean, "std": std, "errors": errors})
+    rows = [
+        [f"{r['dtype']}, N({r['mean']:g}, {r['std']}²)", *(f"{value:.1e}" for value in r["errors"].values())]
+        for r in results
+    ]
+    title = f"Largest error of y against float64, x of shape {SHAPE}"
+    report.publish(chosen, title, [report.table(["", *LAYERS], rows)], report.machine(), results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compiles for GPUs that are not there, with their real compilers.
 
-One architecture per process: the compiler refuses a second, newer one.
+A process can compile for one architecture: the compiler refuses a second, newer one.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 class Gpu(NamedTuple):
-    """Data sheet numbers."""
+    """Numbers of the data sheet, in bytes, and bytes per second."""
 
     name: str
     capability: str
@@ -83,26 +83,26 @@ class Compiler:
         self.mesh = jax.sharding.Mesh(devices, tuple(axes), axis_types=(axis_type,) * len(axes))
 
     def array(self, shape, dtype, *spec):
-        """An argument of that shape, divided over the mesh by the partition spec."""
+        """An argument of that shape, sharded over the mesh by the partition spec."""
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, PartitionSpec(*spec)))
 
     def lower(self, function, *arguments):
         arguments = jax.tree.map(lambda a: a if a.sharding else self.array(a.shape, a.dtype), arguments)
-        # The default device is what tells Mosaic GPU the architecture.
+        # Mosaic GPU takes the architecture from the default device.
         with jax.default_device(self.device), jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
 
     def compile(self, function, *arguments):
-        """The optimized module as text, and what the assembler said of each Mosaic kernel.
+        """The optimized module as text, and what the assembler reported of each Mosaic kernel.
 
-        It is asked once per kernel and process: nothing is said of one that was compiled before.
+        The assembler runs once per kernel and process, so a kernel that was compiled before has no report.
         """
         with assembler_output() as output:
             text = self.lower(function, *arguments).compile().as_text()
         return text, _kernels(output())
 
     def listing(self, function, *arguments):
-        """What the assembler said of each Mosaic kernel, as compile does, and the machine code of all as one text."""
+        """What the assembler reported of each Mosaic kernel, and the machine code of all of them as one text."""
         with assembler_output(code=True) as output:
             self.lower(function, *arguments).compile()
         return _kernels(output()), output()
@@ -110,7 +110,7 @@ class Compiler:
 
 @contextlib.contextmanager
 def shared_memory():
-    """Collects the bytes per thread block that each Mosaic kernel lowered within asks for."""
+    """Collects the bytes of shared memory per thread block of each Mosaic kernel that is lowered in this context."""
     from jax.experimental.mosaic.gpu import core
 
     asked, size_of = [], core._smem_tree_size
@@ -125,7 +125,7 @@ def shared_memory():
 
 @contextlib.contextmanager
 def assembler_output(*, code=False):
-    """Collects what ptxas prints, from C++, for Mosaic kernels; code: and what nvdisasm makes of the machine code."""
+    """Collects what ptxas prints for Mosaic kernels, from C++; with code, also the listings of nvdisasm."""
     saved, switches = [os.dup(1), os.dup(2)], ["MOSAIC_GPU_DUMP_PTXAS", *["MOSAIC_GPU_DUMP_SASS_CTRL"] * code]
     os.environ.update(dict.fromkeys(switches, "1"))
     collected = ""

@@ -17,23 +17,44 @@ from jaxnorm import instance_norm
 # (x, gamma, beta, *residual) -> y, in the shape and dtype of x; gamma and beta are (C,), float32.
 Norm = Callable[..., jax.Array]
 BASELINE, STABLE = "Flax", "Flax, stable"
+JAXNORM, PLAIN, KERNEL = "jaxnorm", "jaxnorm, plain XLA", "jaxnorm, kernel"
+OTHERS = (KERNEL, BASELINE, STABLE, "Flax GroupNorm", "Haiku", "Equinox")
 
 
-def contenders(case: Case, platform: str) -> dict[str, Norm]:
-    """The libraries that have the layout and are installed, jaxnorm first."""
-    axis, activation = CHANNEL_AXIS[case.layout], getattr(jax.nn, case.activation)
-    norms = {"jaxnorm": _jaxnorm(axis, activation, None)}
-    if platform != "cpu":
-        # By itself jaxnorm takes the kernel only where that is proven.
-        norms["jaxnorm, kernel"] = _jaxnorm(axis, activation, "pallas")
-    others = {BASELINE: _flax(axis, use_fast_variance=True), STABLE: _flax(axis, use_fast_variance=False)}
-    if axis == -1:
-        others["Flax GroupNorm"] = _flax_group_norm
+def contenders(case: Case, platform: str) -> list[str]:
+    """Names of those that have the layout and are installed, jaxnorm first."""
+    # By itself jaxnorm takes the kernel only on GPUs where it is proven.
+    names = [JAXNORM, *[KERNEL] * (platform != "cpu"), BASELINE, STABLE]
+    if case.layout == "channels-last":
+        names.append("Flax GroupNorm")
     if importlib.util.find_spec("haiku"):
-        others["Haiku"] = _haiku(axis)
-    if importlib.util.find_spec("equinox") and axis == 1:
-        others["Equinox"] = _equinox
-    return norms | {name: _then(norm, activation) for name, norm in others.items()}
+        names.append("Haiku")
+    if importlib.util.find_spec("equinox") and case.layout == "channels-first":
+        names.append("Equinox")
+    return names
+
+
+def norm_of(name: str, case: Case) -> Norm:
+    """activation(norm(x) + residual), as the users of that library write it."""
+    axis, activation = CHANNEL_AXIS[case.layout], getattr(jax.nn, case.activation)
+    implementations = {JAXNORM: None, PLAIN: "xla", KERNEL: "pallas"}
+    if name in implementations:
+        fused = functools.partial(
+            instance_norm,
+            eps=EPSILON,
+            channel_axis=axis,
+            activation=activation,
+            implementation=implementations[name],
+        )
+        return lambda x, gamma, beta, residual=None: fused(x, gamma, beta, residual=residual)
+    norm = {
+        BASELINE: functools.partial(_flax, axis, True),
+        STABLE: functools.partial(_flax, axis, False),
+        "Flax GroupNorm": _flax_group_norm,
+        "Haiku": functools.partial(_haiku, axis),
+        "Equinox": _equinox,
+    }[name]
+    return lambda x, gamma, beta, *residual: activation(sum(residual, norm(x, gamma, beta)))
 
 
 def forward(norm: Norm) -> Callable[..., jax.Array]:
@@ -46,7 +67,7 @@ def step(norm: Norm) -> Callable[..., tuple[jax.Array, ...]]:
 
     def run(x: jax.Array, gamma: jax.Array, beta: jax.Array, dy: jax.Array, *residual: jax.Array) -> Any:
         y, pullback = jax.vjp(norm, x, gamma, beta, *residual)
-        # The rest of a network lies between the two passes: dy is not there before y is.
+        # The rest of a network lies between the two passes, so dy must not be available before y.
         y, dy = lax.optimization_barrier((y, dy))
         return y, *pullback(dy)
 
@@ -69,29 +90,19 @@ def arguments(case: Case) -> tuple[jax.Array, ...]:
     return x, 1 + 0.1 * gamma, 0.1 * beta, dy, *residual
 
 
-def call(case: Case, norm: Norm) -> Callable[[], Any]:
-    """A function that makes one call under jit and waits for the result."""
-    function, given = jax.jit(WRAP[case.pass_name](norm)), arguments(case)
+def call(name: str, case: Case, given: tuple[jax.Array, ...]) -> Callable[[], Any]:
+    """A function that makes one call of that contender under jit and waits for the result; given are its arguments."""
+    return waiting(jax.jit(WRAP[case.pass_name](norm_of(name, case))), *given)
+
+
+def waiting(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
+    """A function that makes one call and waits for the result."""
     return lambda: jax.block_until_ready(function(*given))
 
 
-def _jaxnorm(axis: int, activation: Callable[..., jax.Array], implementation: str | None) -> Norm:
-    norm = functools.partial(
-        instance_norm, eps=EPSILON, channel_axis=axis, activation=activation, implementation=implementation
-    )
-    return lambda x, gamma, beta, residual=None: norm(x, gamma, beta, residual=residual)
-
-
-def _then(norm: Norm, activation: Callable[..., jax.Array]) -> Norm:
-    return lambda x, gamma, beta, *residual: activation(sum(residual, norm(x, gamma, beta)))
-
-
-def _flax(axis: int, *, use_fast_variance: bool) -> Norm:
-    def norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
-        layer = nn.InstanceNorm(epsilon=EPSILON, feature_axes=axis, dtype=x.dtype, use_fast_variance=use_fast_variance)
-        return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
-
-    return norm
+def _flax(axis: int, use_fast_variance: bool, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
+    layer = nn.InstanceNorm(epsilon=EPSILON, feature_axes=axis, dtype=x.dtype, use_fast_variance=use_fast_variance)
+    return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
 
 
 def _flax_group_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
@@ -99,22 +110,19 @@ def _flax_group_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Arr
     return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
 
 
-def _haiku(axis: int) -> Norm:
+def _haiku(axis: int, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
     import haiku as hk
 
     def layer(x: jax.Array) -> jax.Array:
         data_format = "channels_last" if axis == -1 else "channels_first"
         return hk.InstanceNorm(True, True, eps=EPSILON, data_format=data_format, name="norm")(x)
 
-    def norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
-        # Haiku computes in the dtype of its parameters and of x, which its users make the same one.
-        shape = [1] * x.ndim
-        shape[axis] = len(gamma)
-        parameters = {"norm": {"scale": gamma.astype(x.dtype), "offset": beta.astype(x.dtype)}}
-        parameters = jax.tree.map(lambda value: value.reshape(shape if axis == 1 else -1), parameters)
-        return hk.without_apply_rng(hk.transform(layer)).apply(parameters, x)
-
-    return norm
+    # Haiku computes in the dtype that its parameters and x have in common, so its users give both the same one.
+    shape = [1] * x.ndim
+    shape[axis] = len(gamma)
+    parameters = {"norm": {"scale": gamma.astype(x.dtype), "offset": beta.astype(x.dtype)}}
+    parameters = jax.tree.map(lambda value: value.reshape(shape if axis == 1 else -1), parameters)
+    return hk.without_apply_rng(hk.transform(layer)).apply(parameters, x)
 
 
 def _equinox(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:

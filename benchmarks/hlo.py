@@ -1,4 +1,4 @@
-"""Counts, on an optimized HLO module as text, the bytes that its operations read and write in main memory."""
+"""Counts on an optimized HLO module, as text, the bytes that its operations read and write in main memory."""
 
 import math
 import re
@@ -20,7 +20,7 @@ _ITEMSIZE = {
     "u8": 1,
 }
 _FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "copy-done", "slice-done")
-# Copies beside other work: the result names source and target, in this order or the other.
+# Asynchronous copies: the result has the target and the source, in the order that this index of the target says.
 _TARGETS = {"copy-start": 0, "slice-start": 1}
 
 
@@ -39,7 +39,7 @@ class Operation(NamedTuple):
 
 
 def operations(text):
-    """The operations of ENTRY; a parameter that a fusion only slices counts as its slices."""
+    """The operations of ENTRY. If a fusion only slices a parameter, we count the slices."""
     computations = _computations(text)
     sizes, found = {}, []
     for line in computations["ENTRY"]:
@@ -76,13 +76,13 @@ def moved_bytes(text):
 
 
 def instructions(text):
-    """How many there are, in ENTRY and in all that it calls."""
+    """The number of instructions, in ENTRY and in all that it calls."""
     return sum(len(lines) for lines in _computations(text).values())
 
 
 def kernel_lines(text, name):
     """The lines that call the Mosaic kernel of that name, in ENTRY or in a loop."""
-    # The name stands in the metadata and in the kernel itself; the metadata is lost where jit divides the program.
+    # The name is in the metadata and in the kernel itself. We search both: jit over a mesh drops the metadata.
     calls = (line.strip() for line in text.splitlines() if 'custom_call_target="mosaic_gpu' in line)
     return [line for line in calls if name in line]
 
@@ -93,7 +93,7 @@ def kernel_calls(text, name):
 
 
 def collectives(text):
-    """(opcode, bytes of its result) of everything that travels between devices."""
+    """(opcode, bytes of its result) of every operation that communicates between devices."""
     pattern = (
         r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(-start)?\("
     )
@@ -101,7 +101,7 @@ def collectives(text):
 
 
 def others(text, unit, share=0.05):
-    """Operations beside Mosaic kernels that move more than that share of x."""
+    """Names of operations other than Mosaic kernels that move more than that share of x, which has `unit` bytes."""
     return [o.name for o in operations(text) if "mosaic_gpu" not in o.line and o.moved > share * unit]
 
 
@@ -121,7 +121,7 @@ def _computations(text):
 
 
 def _sliced(body, index, whole):
-    """Bytes that a fusion reads of its parameter: of its slices, where it only slices it or a bitcast of it."""
+    """Bytes that a fusion reads of a parameter: those of the slices if it only slices it, or a bitcast of it."""
     (parameter,) = (line for line in body if re.search(rf" parameter\({index}\)", line))
     names, uses = [_name(parameter)], []
     while names:
@@ -145,7 +145,7 @@ def _bytes(kind):
 
 
 def _shapes(kind):
-    """(bytes, whether they lie in main memory) of each array; S(1) in a layout is the vector memory of a TPU."""
+    """(bytes, whether they are in main memory) of each array. S(1) in a layout is the vector memory of a TPU."""
     found = []
     for dtype, dimensions, layout in re.findall(r"\b([a-z]+\d*)\[([0-9,]*)\](\{[^}]*\})?", kind):
         sizes = map(int, filter(None, dimensions.split(",")))

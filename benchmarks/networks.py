@@ -1,122 +1,134 @@
-"""What the norms of small networks cost in a training step: time, memory, and time to compile.
+"""What the norms of networks cost in a training step: time, memory, and time to compile.
 
-    python -m benchmarks.networks
+    python -m benchmarks.networks            # at the widths that are trained, one image at a time: half an hour
+    python -m benchmarks.networks --small    # small ones, in minutes
 
-Each network is trained without norms, with Flax's layer, with jaxnorm's layer and a separate activation after it, and
-with jaxnorm's layer that computes the activation. Steps take turns. What the norms add is the difference between a step
-and the one without norms in the same round; where convolutions take nearly all of the time it is lost in their noise,
-as the quartiles show. Times to compile are CPU seconds of a process that had compiled such a step before.
+Each network is trained without norms, with Flax's layer, with its stable variance, with jaxnorm's layer in its place,
+and with jaxnorm's layer that also gets the activation and the residual. Steps take turns and are compared round by
+round. Where both quartiles are not on the same side of no difference, the figure says that it is not resolved. Times to
+compile are CPU seconds of a process that had compiled such a step before.
 """
 
-import argparse
-import sys
+import concurrent.futures
+import functools
+import multiprocessing
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-try:
-    import flax.linen as nn
-    import jax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
-    from benchmarks.contenders import BASELINE
-    from benchmarks.generator import Generator
-    from benchmarks.hlo import instructions
-    from benchmarks.layers import LAYERS, Layer
-    from benchmarks.report import add_output_options, describe, machine, progress, publish, table
-    from benchmarks.segmentation import UNet, gradient_descent
-    from benchmarks.turns import Spread, take_turns, wall_turn
-except ModuleNotFoundError as error:
-    sys.exit(f"networks: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
+from benchmarks import report
+from benchmarks.contenders import BASELINE, JAXNORM, STABLE, waiting
+from benchmarks.hlo import instructions
+from benchmarks.models import LAYERS, NO_NORM, SEPARATE, Generator, Layer, UNet, gradient_descent
+from benchmarks.turns import Spread, ratios, take_turns, timed
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, the images that it takes and the shape of what it gives."""
+    """A network, and the shape of what it takes and gives."""
 
-    make: Callable[[Layer], nn.Module]
+    make: Callable[..., nn.Module]
     images: tuple[int, ...]
-    target: tuple[int, ...]
 
 
-NETWORKS = {
-    "ResNet generator": Network(lambda norm: Generator(norm, features=8), (1, 256, 256, 3), (1, 256, 256, 3)),
-    "2-D U-Net": Network(UNet, (4, 96, 96, 1), (4, 96, 96)),
-    "3-D U-Net": Network(lambda norm: UNet(norm, features=(8, 16, 32)), (1, 32, 32, 32, 1), (1, 32, 32, 32)),
-    "2-D U-Net, gelu": Network(lambda norm: UNet(norm, activation=jax.nn.gelu), (4, 96, 96, 1), (4, 96, 96)),
+def unet(*features: int, **options: Any) -> Callable[..., nn.Module]:
+    return functools.partial(UNet, features=features, **options)
+
+
+WIDE = {
+    "generator, 64 features": Network(Generator, (1, 256, 256, 3)),
+    "2-D U-Net, 32 features": Network(unet(32, 64, 128, 256), (1, 256, 256, 1)),
+    "3-D U-Net, 32 features": Network(unet(32, 64, 128, 256), (1, 64, 64, 64, 1)),
 }
-TINY = {"tiny": Network(lambda norm: UNet(norm, features=(2, 3)), (1, 4, 4, 1), (1, 4, 4))}
-WITHOUT = "no norm"
-COMPARED = (BASELINE, "jaxnorm, activation apart", "jaxnorm")
+SMALL = {
+    "generator, 8 features": Network(functools.partial(Generator, features=8, blocks=3), (1, 256, 256, 3)),
+    "2-D U-Net, 16 features": Network(unet(16, 32, 64), (4, 96, 96, 1)),
+    "3-D U-Net, 8 features": Network(unet(8, 16, 32), (1, 32, 32, 32, 1)),
+    "2-D U-Net, 16 features, gelu": Network(unet(16, 32, 64, activation=jax.nn.gelu), (4, 96, 96, 1)),
+}
+TINY = {"tiny generator": Network(functools.partial(Generator, features=2, blocks=1), (1, 8, 8, 3))}
+COMPARED = (BASELINE, STABLE, SEPARATE, JAXNORM)
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A step of a network with one kind of layer.
+    """A training step of a network with one kind of layer.
 
     Attributes:
       seconds: of the step.
-      added: seconds, by the norms.
+      ratio: of its time to that with Flax's layer.
+      added: seconds by which the norms make it longer.
       temporary: bytes beside arguments and results.
       compile_seconds: CPU time to trace, lower and compile.
       instructions: of the compiled module.
+      on_h100: temporary bytes as compiled for an H100, by dtype.
     """
 
     network: str
     layer: str
     seconds: Spread
+    ratio: Spread
     added: Spread
     temporary: int
     compile_seconds: Spread
     instructions: int
+    on_h100: dict[str, int]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = NETWORKS | TINY
-    parser.add_argument("--networks", nargs="+", choices=names, default=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=30, help="for the rounds of a network (default 30)")
-    parser.add_argument("--compilations", type=int, default=5, help="of each step (default 5)")
-    add_output_options(parser, plot=False)
+    parser = report.parser(__doc__)
+    known = WIDE | SMALL | TINY
+    parser.add_argument("--networks", nargs="+", choices=known, metavar="NAME", help=f"of {', '.join(known)}")
+    parser.add_argument("--small", action="store_true", help="small networks instead of those that are trained")
+    parser.add_argument("--seconds", type=float, default=60, help="for the rounds of a network (default 60)")
+    parser.add_argument("--compilations", type=int, default=3, help="of each step (default 3)")
+    parser.add_argument("--h100", action="store_true", help="also compile for an H100 (the aot extra)")
     chosen = parser.parse_args(argv)
+    names = chosen.networks or list(TINY if chosen.quick else SMALL if chosen.small else WIDE)
+    seconds = 0 if chosen.quick else chosen.seconds
     results = [
         result
-        for name in progress(chosen.networks, "training")
-        for result in measure(name, names[name], chosen.seconds, max(chosen.compilations, 2))
+        for name in report.progress(names, "training")
+        for result in measure(name, known[name], seconds, max(chosen.compilations, 2), chosen.h100)
     ]
-    facts = machine()
-    publish(chosen, report(results, facts), {"machine": facts, "results": results})
+    report.publish(chosen, "Networks with norms", tables(results), report.machine(), results)
 
 
-def measure(name: str, network: Network, seconds: float, compilations: int) -> list[Result]:
+def measure(name: str, network: Network, seconds: float, compilations: int, with_h100: bool) -> Iterator[Result]:
     """A result per kind of layer."""
-    x, target = (jax.random.normal(jax.random.key(seed), s) for seed, s in enumerate((network.images, network.target)))
-    models = {layer: network.make(LAYERS[layer]) for layer in (WITHOUT, *COMPARED)}
+    x, target = jax.random.normal(jax.random.key(0), (2, *network.images))
+    models = {layer: network.make(LAYERS[layer]) for layer in (NO_NORM, *COMPARED)}
     given = {layer: (jax.jit(model.init)(jax.random.key(2), x), x, target) for layer, model in models.items()}
     compiled, taken = {}, {layer: [] for layer in models}
     for _ in range(compilations + 1):
         for layer, model in models.items():
             cpu_seconds, compiled[layer] = compile_step(gradient_descent(model), given[layer])
             taken[layer].append(cpu_seconds)
-    steps = take_turns({layer: wall_turn(_waiting(compiled[layer], given[layer])) for layer in models}, seconds)
-    return [
-        Result(
+    calls = {layer: waiting(compiled[layer], *given[layer]) for layer in models}
+    # Steps take long enough that the caches as another one left them make no difference: no call goes untimed.
+    steps = take_turns({layer: functools.partial(timed, call) for layer, call in calls.items()}, seconds, 5)
+    on_h100 = in_another_process(compiled_for_h100, name) if with_h100 else {}
+    for layer in models:
+        yield Result(
             network=name,
             layer=layer,
             seconds=Spread.of(steps[layer]),
-            added=Spread.of([a - b for a, b in zip(steps[layer], steps[WITHOUT], strict=True)]),
+            ratio=ratios(steps[layer], steps[BASELINE]),
+            added=Spread.of([a - b for a, b in zip(steps[layer], steps[NO_NORM], strict=True)]),
             temporary=compiled[layer].memory_analysis().temp_size_in_bytes,
             # What is imported or set up once per process falls into the first.
             compile_seconds=Spread.of(taken[layer][1:]),
             instructions=instructions(compiled[layer].as_text()),
+            on_h100=on_h100.get(layer, {}),
         )
-        for layer in models
-    ]
-
-
-def _waiting(function: Callable[..., Any], given: tuple[Any, ...]) -> Callable[[], Any]:
-    return lambda: jax.block_until_ready(function(*given))
 
 
 def compile_step(step: Callable[..., Any], given: tuple[Any, ...]) -> tuple[float, Any]:
@@ -127,42 +139,71 @@ def compile_step(step: Callable[..., Any], given: tuple[Any, ...]) -> tuple[floa
     return time.process_time() - start, compiled
 
 
-def report(results: list[Result], facts: dict[str, Any]) -> str:
-    """A table per figure; all beside Flax's."""
+def in_another_process(function: Callable[..., Any], *given: Any) -> Any:
+    """A process that compiles for a GPU needs options that are read when JAX starts."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *given).result()
+
+
+def compiled_for_h100(
+    name: str, layers: Sequence[str] = (NO_NORM, *COMPARED), dtypes: Sequence[str] = DTYPES
+) -> dict[str, dict[str, int]]:
+    """Bytes of temporary memory, by layer and dtype. What cuDNN asks for when it runs is not in it."""
+    # Nothing is run: without autotuning the compiler needs no GPU.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+    from benchmarks.aot import Compiler
+
+    compiler, network = Compiler("H100"), (WIDE | SMALL | TINY)[name]
+    x = jax.ShapeDtypeStruct(network.images, jnp.float32)
+
+    def temporary(layer: Layer, dtype: str) -> int:
+        model = network.make(layer, dtype=dtype)
+        params = jax.eval_shape(model.init, jax.random.key(0), x)
+        step = compiler.lower(gradient_descent(model), params, x, x).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    return {layer: {dtype: temporary(LAYERS[layer], dtype) for dtype in dtypes} for layer in layers}
+
+
+def tables(results: list[Result]) -> list[str]:
+    """A table per figure."""
     by = {(r.network, r.layer): r for r in results}
     networks = list(dict.fromkeys(r.network for r in results))
 
-    def rows(value: Callable[[Result], float], scale: float, form: str) -> list[list[str]]:
-        def cell(name: str, layer: str) -> str:
-            ours, flax = value(by[name, layer]), value(by[name, BASELINE])
-            return f"{ours * scale:{form}} ({ours / flax:.2f})"
+    def table(cell: Callable[[Result], str]) -> str:
+        rows = [[name, *(cell(by[name, layer]) for layer in COMPARED)] for name in networks]
+        return report.table(["", *COMPARED], rows)
 
-        return [[name, *(cell(name, layer) for layer in COMPARED)] for name in networks]
+    def beside_flax(value: Callable[[Result], float], scale: float, form: str) -> str:
+        return table(lambda r: f"{value(r) * scale:{form}} ({value(r) / value(by[r.network, BASELINE]):.2f})")
 
-    def added(name: str, layer: str) -> str:
-        ours, flax = by[name, layer].added, by[name, BASELINE].added
-        # A ratio of differences says nothing where Flax's is not above the noise.
-        ratio = f"{ours.median / flax.median:.2f}" if flax.low > 0 else "-"
-        return f"{ours.median * 1e3:.1f}, {ours.low * 1e3:.1f} to {ours.high * 1e3:.1f} ({ratio})"
+    parts = [
+        "A training step in float32, on one batch.",
+        "## Time compared with Flax's\n\nMedian (quartiles) over the rounds; below 1 it is faster.",
+        table(lambda r: supported(r.ratio, 1, ".2f")),
+        "## What the norms add to a training step, ms\n\nCompared with no norm in the same round: median (quartiles).",
+        table(lambda r: supported(r.added, 0, ".1f", 1e3)),
+        "## A training step, ms\n\nMedian (quartiles).",
+        table(lambda r: r.seconds.format(".1f", 1e3)),
+        "## Temporary memory, MiB (compared with Flax's)",
+        beside_flax(lambda r: r.temporary, 2**-20, ".1f"),
+        "## Trace, lower and compile, CPU seconds (compared with Flax's)",
+        beside_flax(lambda r: r.compile_seconds.median, 1, ".2f"),
+        "## Instructions of the compiled module (compared with Flax's)",
+        beside_flax(lambda r: r.instructions, 1, ".0f"),
+    ]
+    for dtype in DTYPES if results[0].on_h100 else ():
+        parts += [f"## Temporary memory as compiled for an H100, {dtype}, MiB (compared with Flax's)"]
+        parts += [beside_flax(lambda r, dtype=dtype: r.on_h100[dtype], 2**-20, ".1f")]
+    return parts
 
-    header = ["", *COMPARED]
-    return "\n\n".join(
-        [
-            "# Networks with norms",
-            f"{describe(facts)}. A training step in float32, in parentheses in multiples of Flax's.",
-            "## What the norms add to a step, ms",
-            "Median and quartiles over the rounds.",
-            table(header, [[name, *(added(name, layer) for layer in COMPARED)] for name in networks]),
-            "## A step, ms",
-            table(header, rows(lambda r: r.seconds.median, 1e3, ".1f")),
-            "## Temporary memory, MiB",
-            table(header, rows(lambda r: r.temporary, 2**-20, ".1f")),
-            "## Trace, lower and compile, CPU seconds",
-            table(header, rows(lambda r: r.compile_seconds.median, 1, ".2f")),
-            "## Instructions of the compiled module",
-            table(header, rows(lambda r: r.instructions, 1, ".0f")),
-        ]
-    )
+
+def supported(value: Spread, nothing: float, form: str, scale: float = 1) -> str:
+    """The figure, or only its quartiles where they do not support a difference."""
+    if value.excludes(nothing) or value.low == value.high == nothing:
+        return value.format(form, scale)
+    return f"not resolved ({value.low * scale:{form}} to {value.high * scale:{form}})"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The kernel once, forward and backward, for compute-sanitizer and ncu.
+"""Runs the kernel once, forward and backward, for compute-sanitizer and ncu.
 
 python -m benchmarks.one_case [SHAPE [DTYPE]]
 
@@ -7,12 +7,10 @@ SHAPE is channels-last. By default two samples of 1089 x 8 numbers, in a cluster
 
 import functools
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import jaxnorm
 
 shape = tuple(map(int, (sys.argv[1] if len(sys.argv) > 1 else "2x33x33x8").split("x")))

@@ -2,76 +2,62 @@
 
     python -m benchmarks.overhead
 
-Contenders take turns; each figure is a median over rounds with its quartiles. Before every first call JAX forgets all
-that it traced and compiled.
+Contenders take turns. Before every first call JAX forgets all that it traced and compiled.
 """
 
-import argparse
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-try:
-    import jax
+import jax
 
-    from benchmarks.contenders import Norm, arguments, contenders, forward, step
-    from benchmarks.report import add_output_options, describe, machine, progress, publish, table
-    from benchmarks.shapes import Case, Shape
-    from benchmarks.turns import Spread, take_turns, wall_turn
-except ModuleNotFoundError as error:
-    sys.exit(f"overhead: {error.name} is not installed. Install what the benchmark needs: pip install 'jaxnorm[bench]'")
+from benchmarks import report
+from benchmarks.contenders import WRAP, arguments, contenders, norm_of, waiting
+from benchmarks.shapes import Case, Shape
+from benchmarks.turns import Spread, take_turns, wall_turn
 
 SMALL = Case("small", Shape(1, (8, 8), 16), "channels-last", "float32")
 STAGES = ("trace", "lower", "compile", "run", "first call")
-CACHED = ("cached call under jit", "cached call without jit")
+
+# Seconds of each kind of call, by contender.
+Seconds = dict[str, dict[str, Spread]]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=_at_least_two, default=9, help="first calls per contender (default 9)")
-    add_output_options(parser, plot=False)
+    parser = report.parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="first calls of each contender, at least 2 (default 9)")
     chosen = parser.parse_args(argv)
-    norms = contenders(SMALL, jax.default_backend())
-    results = {
-        wrap.__name__: cached_calls(norms, wrap) | first_calls(norms, wrap, chosen.rounds) for wrap in (forward, step)
-    }
-    facts = machine()
-    publish(chosen, report(results, facts), {"machine": facts, "shape": SMALL, "results": results})
+    rounds = 2 if chosen.quick else max(chosen.rounds, 2)
+    results = {name: measure(wrap, 0 if chosen.quick else 2, rounds) for name, wrap in WRAP.items()}
+    parts = [f"x is {SMALL.array}, float32. Milliseconds: median (quartiles)."]
+    for pass_name, kinds in results.items():
+        names = list(next(iter(kinds.values())))
+        rows = [[kind, *(values[name].format(".3g", 1e3) for name in names)] for kind, values in kinds.items()]
+        parts += [f"## {pass_name.capitalize()}", report.table(["", *names], rows)]
+    report.publish(chosen, "Overhead of a small call", parts, report.machine(), results)
 
 
-def cached_calls(norms: dict[str, Norm], wrap: Callable[[Norm], Any]) -> dict[str, dict[str, Spread]]:
-    """Seconds per call of each contender: {CACHED: {contender: seconds}}."""
+def measure(wrap: Callable[..., Any], seconds: float, rounds: int) -> Seconds:
+    """Calls that are cached, then first calls."""
+    functions = {name: wrap(norm_of(name, SMALL)) for name in contenders(SMALL, jax.default_backend())}
     given = arguments(SMALL)
-    functions = {CACHED[0]: lambda norm: jax.jit(wrap(norm)), CACHED[1]: wrap}
-    return {
-        kind: {
-            name: Spread.of(taken)
-            for name, taken in take_turns({n: wall_turn(_waiting(make(f), given)) for n, f in norms.items()}, 2).items()
-        }
-        for kind, make in functions.items()
+    calls = {
+        "next call under jit": {name: waiting(jax.jit(function), *given) for name, function in functions.items()},
+        "next call without jit": {name: waiting(function, *given) for name, function in functions.items()},
     }
-
-
-def _waiting(function: Callable[..., Any], given: tuple[jax.Array, ...]) -> Callable[[], Any]:
-    return lambda: jax.block_until_ready(function(*given))
-
-
-def first_calls(norms: dict[str, Norm], wrap: Callable[[Norm], Any], rounds: int) -> dict[str, dict[str, Spread]]:
-    """Seconds of each stage of each contender: {STAGES: {contender: seconds}}."""
-    given = arguments(SMALL)
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in norms}
+    cached = {
+        kind: take_turns({name: wall_turn(call) for name, call in of_kind.items()}, seconds)
+        for kind, of_kind in calls.items()
+    }
+    first = {stage: {name: [] for name in functions} for stage in STAGES}
     # The first round is not kept: what is imported or set up once per process falls into it.
-    for round_number in progress(range(rounds + 1), f"first calls, {wrap.__name__}"):
-        for name, norm in norms.items():
-            stages = first_call(wrap(norm), given)
-            if round_number:
-                taken[name].append(stages)
-    return {
-        stage: {name: Spread.of([one[stage] for one in stages]) for name, stages in taken.items()} for stage in STAGES
-    }
+    for round_number in report.progress(range(rounds + 1), "first calls"):
+        for name, function in functions.items():
+            for stage, taken in first_call(function, given).items():
+                first[stage][name] += [taken] * (round_number > 0)
+    return {kind: {n: Spread.of(taken) for n, taken in by.items()} for kind, by in (cached | first).items()}
 
 
 def first_call(function: Callable[..., Any], given: tuple[jax.Array, ...]) -> dict[str, float]:
@@ -88,29 +74,6 @@ def first_call(function: Callable[..., Any], given: tuple[jax.Array, ...]) -> di
     times.append(time.perf_counter())
     seconds = [after - before for before, after in itertools.pairwise(times)]
     return dict(zip(STAGES, [*seconds, sum(seconds)], strict=True))
-
-
-def report(results: dict[str, dict[str, dict[str, Spread]]], facts: dict[str, Any]) -> str:
-    """A Markdown table per pass."""
-
-    def cell(value: Spread) -> str:
-        return f"{value.median * 1e3:.3g} ({value.low * 1e3:.3g} to {value.high * 1e3:.3g})"
-
-    parts = [
-        "# Overhead of a small call",
-        f"{describe(facts)}. x is {SMALL.array('channels-last')}, float32. Milliseconds: median (quartiles).",
-    ]
-    for pass_name, kinds in results.items():
-        names = list(next(iter(kinds.values())))
-        rows = [[kind, *(cell(values[name]) for name in names)] for kind, values in kinds.items()]
-        parts += [f"## {pass_name.capitalize()}", table(["", *names], rows)]
-    return "\n\n".join(parts)
-
-
-def _at_least_two(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 2: got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks print and write: Markdown and JSON, with the machine, the versions and the date."""
+"""The one way in which all benchmarks take options, print tables, write files and draw."""
 
 import argparse
 import dataclasses
@@ -8,19 +8,45 @@ import json
 import os
 import pathlib
 import platform
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import track
-from tabulate import tabulate
+
+try:
+    from tabulate import tabulate
+except ModuleNotFoundError:
+    sys.exit("The benchmarks need more than jaxnorm: pip install 'jaxnorm[bench]'")
 
 _PACKAGES = ("jaxnorm", "jax", "jaxlib", "flax", "dm-haiku", "equinox", "numpy")
 
 
+def parser(description: str | None, *, plot: bool = False) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; plot: also one for a picture."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="tiny and inaccurate: only shows that all of it runs")
+    options.add_argument("--markdown", type=_file, metavar="FILE", help="also write what is printed to this file")
+    options.add_argument("--json", type=_file, metavar="FILE", help="write all figures to this file")
+    if plot:
+        options.add_argument("--plot", type=_file, metavar="FILE", help="draw a picture (.png, .svg, .pdf)")
+    return options
+
+
+def publish(chosen: argparse.Namespace, title: str, parts: list[str], facts: dict[str, Any], results: Any) -> None:
+    """Prints the report and writes the files that the options name; results may hold dataclasses."""
+    text = "\n\n".join([f"# {title}", describe(facts), *parts])
+    print(text)
+    if chosen.markdown:
+        chosen.markdown.write_text(text + "\n")
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"machine": facts, "results": results}, default=dataclasses.asdict) + "\n")
+
+
 def machine() -> dict[str, Any]:
-    """Of this process. Neither host names nor paths."""
+    """The processor and the versions of this process, without host names and paths."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -30,27 +56,26 @@ def machine() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "date": datetime.date.today().isoformat(),
-        "device": _cpu_model() if device.platform == "cpu" else device.device_kind,
+        "device": _processor() if device.platform == "cpu" else device.device_kind,
         "cores": os.cpu_count(),
         "versions": versions,
     }
 
 
-def describe(machine: dict[str, Any]) -> str:
+def describe(facts: dict[str, Any]) -> str:
     """One line."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"{machine['date']}; {machine['device']}, {machine['cores']} cores; {versions}"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return f"{facts['date']}; {facts['device']}, {facts['cores']} cores; {versions}."
 
 
 def progress[Item](items: Iterable[Item], description: str) -> Iterable[Item]:
-    """With a bar on the standard error: what goes to the standard output is Markdown."""
+    """A bar on the standard error, because what goes to the standard output is Markdown."""
     return track(items, description=description, console=Console(stderr=True))
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Markdown, the first column to the left and numbers to the right."""
+    """Markdown, the first column aligned left and the others right."""
     columns = ("left", *("right",) * (len(header) - 1))
-    # The cells are formatted already.
     return tabulate(rows, header, tablefmt="pipe", colalign=columns, disable_numparse=True)
 
 
@@ -63,34 +88,21 @@ def figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=200, layout="constrained")
 
 
-def add_output_options(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
-    parser.add_argument("--markdown", type=_file, metavar="FILE", help="write what is printed there too")
-    parser.add_argument("--json", type=_file, metavar="FILE", help="write all figures there")
-    if plot:
-        parser.add_argument("--plot", type=_file, metavar="FILE", help="draw a picture there (.png, .svg, .pdf)")
-
-
-def publish(arguments: argparse.Namespace, text: str, figures: dict[str, Any]) -> None:
-    """Prints the text, and writes what the output options name; figures may hold dataclasses."""
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text + "\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, default=dataclasses.asdict) + "\n")
-
-
 def _file(text: str) -> pathlib.Path:
-    """Asked before the minutes of measuring, not after them."""
+    """We check this before the minutes of measuring, not after them."""
     path = pathlib.Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"must name a file in a folder that exists: got {text!r}")
     return path
 
 
-def _cpu_model() -> str:
+def _processor() -> str:
+    """Its name, with family and model where Linux tells them: the name alone may be only the maker's."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in fields:
+        return platform.machine()
+    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"

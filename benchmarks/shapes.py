@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 EPSILON = 1e-5
@@ -36,19 +37,22 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is measured at a time: activation(norm(x) + residual), the residual only if there is one.
+    """What is measured or counted at a time: activation(norm(x) + residual).
 
     Attributes:
-      name: of the shape in SHAPES, or the seed of a random one.
+      name: of a listed shape.
+      residual: whether there is one.
+      seed: of a random shape.
     """
 
     name: str
     shape: Shape
     layout: Layout
     dtype: str
-    pass_name: Pass = "forward"
+    pass_name: Pass = "step"
     activation: str = "relu"
     residual: bool = False
+    seed: int | None = None
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Case":
@@ -60,8 +64,10 @@ class Case:
         return self.shape.array(self.layout)
 
     def __str__(self) -> str:
-        words = [self.name, self.layout, str(self.array), self.dtype, self.activation, *["residual"] * self.residual]
-        return " ".join(words)
+        start = self.name if self.seed is None else f"seed {self.seed}"
+        return ", ".join(
+            [f"{start}: {self.layout} {self.array} {self.dtype} {self.activation}"] + ["residual"] * self.residual
+        )
 
 
 SHAPES = {
@@ -84,8 +90,25 @@ SHAPES = {
 # Takes almost no time: it shows whether a benchmark works.
 TINY = {"tiny": Shape(2, (5, 3), 4)}
 
+# Batches that fill a GPU, with the layouts and dtypes that are counted on code compiled for one.
+_BOTH, _HALF = DTYPES, ("bfloat16",)
+ON_A_GPU: list[tuple[Shape, Layout, tuple[str, ...]]] = [
+    (Shape(8, (64, 64), 256), "channels-last", _BOTH),
+    (Shape(2, (128, 128), 128), "channels-last", _BOTH),
+    (Shape(4, (32, 32), 512), "channels-last", _BOTH),
+    (Shape(1, (256, 256), 64), "channels-last", _BOTH),
+    (Shape(1, (512, 512), 64), "channels-last", _BOTH),
+    (Shape(2, (64, 64, 64), 32), "channels-last", _BOTH),
+    (Shape(2, (640, 480), 32), "channels-last", _HALF),
+    (Shape(1, (96, 96, 96), 32), "channels-last", _HALF),
+    # More than any GPU holds in shared memory.
+    (Shape(2, (128, 128, 128), 32), "channels-last", _HALF),
+    (Shape(16, (15, 15), 64), "channels-first", _BOTH),
+    (Shape(8, (7, 7, 7), 32), "channels-first", _BOTH),
+]
 
-def listed(names: list[str], layouts: list[Layout] = LAYOUTS, dtypes: list[str] = DTYPES) -> list[Case]:
+
+def listed(names: Sequence[str], layouts: Sequence[Layout] = LAYOUTS, dtypes: Sequence[str] = DTYPES) -> list[Case]:
     """Every combination for the shapes of these names."""
     found = SHAPES | TINY
     return [
@@ -94,8 +117,13 @@ def listed(names: list[str], layouts: list[Layout] = LAYOUTS, dtypes: list[str] 
     ]
 
 
-def random_cases(seed: int, count: int, elements: tuple[float, float] = (2e4, 4e6)) -> list[Case]:
-    """So many arrays with a number of elements in that range, forward and in a training step.
+def listed_on_a_gpu(shapes: int | None = None) -> list[Case]:
+    """The first so many shapes, or all, with ReLU and without a residual."""
+    return [Case("listed", shape, layout, dtype) for shape, layout, dtypes in ON_A_GPU[:shapes] for dtype in dtypes]
+
+
+def random_cases(seed: int, count: int) -> list[Case]:
+    """Random arrays of 2e4 to 4e6 elements, forward and in a training step.
 
     Sizes are uniform in their logarithms: 1 to 128 samples, 1 to 3 spatial axes of 2 to 256, 1 to 512 channels. Each
     activation occurs equally often; one case in four has a residual.
@@ -110,10 +138,35 @@ def random_cases(seed: int, count: int, elements: tuple[float, float] = (2e4, 4e
     while len(arrays) < count:
         shape = Shape(size(1, 128), tuple(size(2, 256) for _ in range(rng.randint(1, 3))), size(1, 512))
         array = (shape, rng.choice(LAYOUTS), rng.choice(DTYPES))
-        if elements[0] <= shape.size <= elements[1]:
+        if 2e4 <= shape.size <= 4e6:
             arrays.append(array)
     return [
-        Case(f"seed {seed}", *array, pass_name, ACTIVATIONS[i % len(ACTIVATIONS)], residual=i % 4 == 3)
+        Case("random", *array, pass_name, ACTIVATIONS[i % len(ACTIVATIONS)], residual=i % 4 == 3, seed=seed)
         for i, array in enumerate(arrays)
         for pass_name in PASSES
     ]
+
+
+def random_blocks(seed: int, count: int, elements: tuple[int, int]) -> list[Case]:
+    """Random arrays between two matmuls, with so many elements, for GPUs and TPUs.
+
+    Half of the sizes are 2^k or 3 * 2^k, as networks have them, because XLA compiles those differently. Channels are
+    multiples of 8, because others are padded for the tensor cores in half precision, with or without a norm; and they
+    are fewer than a quarter of the rows, so the weights are small beside x.
+    """
+    rng = random.Random(seed)
+
+    def size(low: float, high: float, *, is_round: bool) -> int:
+        value = 2 ** rng.uniform(low, high)
+        return rng.choice((1, 3)) * 2 ** round(math.log2(value)) if is_round else round(value)
+
+    cases: list[Case] = []
+    while len(cases) < count:
+        is_round = rng.random() < 0.5
+        spatial = tuple(size(2, 8, is_round=is_round) for _ in range(rng.randint(1, 3)))
+        shape = Shape(size(0, 5, is_round=False), spatial, 8 * size(0, 6, is_round=is_round))
+        # Channels-last twice as often, as networks in JAX have it.
+        layout = rng.choice(("channels-last", "channels-last", "channels-first"))
+        if elements[0] <= shape.size <= elements[1] and 4 * shape.channels <= shape.batch * math.prod(spatial):
+            cases.append(Case("random", shape, layout, rng.choice(DTYPES), "step", rng.choice(ACTIVATIONS), seed=seed))
+    return cases

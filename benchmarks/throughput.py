@@ -1,162 +1,77 @@
-"""What limits the speed of the kernel, counted on its machine code and modelled: a Markdown table.
+"""What the compiler made of the kernel: registers, shared memory and the instructions of its loops.
 
     python -m benchmarks.throughput
-    python -m benchmarks.throughput --gpus H100 --activations relu gelu --shapes 8x64x64x256
+    python -m benchmarks.throughput --gpus H100 --activations relu gelu --dtypes float32
 
-Compiled for GPUs that are not there. Counted are warp instructions per 32 elements in the sweeps over shared memory;
-thread blocks per SM and waves follow from registers, shared memory and the size of the chip. The share of a copy comes
-from a model (replay.py, timeline.py) that ranks designs. It is not a time, and nothing here is measured.
+Compiled for GPUs that are not there. A loop here is an innermost one that loads from shared memory; its instructions
+are given per 32 elements, which is one element of each thread of a warp. What the compiler unrolls completely is in no
+loop. An SM of an H100 can issue 77 instructions in the time in which its share of the bandwidth brings 32 numbers of
+float32 and takes 32 back. These are counts, and no time.
 """
 
-import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
-import math
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator
-from typing import NamedTuple
 
-# Both are read when JAX starts: nothing is run, and without autotuning the compiler needs no GPU.
+# Nothing is run: without autotuning the compiler needs no GPU. Both are read when JAX starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
 
-try:
-    import jax
-    import jax.numpy as jnp
-    from tabulate import tabulate
+import jax
+import jax.numpy as jnp
 
-    from benchmarks import kernel_cost, machine_code
-    from benchmarks.aot import Compiler
-    from benchmarks.kernel_cases import CASES
-    from benchmarks.report import add_output_options, describe, machine, progress, publish
-    from benchmarks.timeline import CHIPS
-except ModuleNotFoundError as error:
-    sys.exit(f"throughput: {error.name} is not installed. Install what it needs: pip install 'jaxnorm[bench,aot]'")
+from benchmarks import report
+from benchmarks.aot import GPUS, Compiler, shared_memory
+from benchmarks.contenders import KERNEL, norm_of, step
+from benchmarks.machine_code import loops_of
+from benchmarks.shapes import ACTIVATIONS, DTYPES, ON_A_GPU, Case, listed_on_a_gpu
 
-from jaxnorm import choice, instance_norm
-from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.layout import Layout
-
-ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "leaky_relu": jax.nn.leaky_relu,
-    "silu": jax.nn.silu,
-    "gelu": jax.nn.gelu,
-    "exact gelu": functools.partial(jax.nn.gelu, approximate=False),
-}
-PASSES = ("forward", "backward")
-
-
-class Case(NamedTuple):
-    """A call, and what it is compiled for."""
-
-    gpu: str
-    shape: str
-    layout: str
-    dtype: str
-    activation: str
+# Arrays of the size of x that a pass loads.
+LOADED = {"forward": 1, "backward": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One pass of a call."""
+    """One pass of a call.
 
+    Attributes:
+      registers: per thread.
+      spilled: bytes per thread that did not fit into registers.
+      shared_memory: bytes per thread block.
+      loops: instructions of each loop per 32 elements, in order.
+      stores_elsewhere: stores in a loop to addresses that it does not load from. There must be none, because no barrier
+        protects them.
+    """
+
+    gpu: str
     case: Case
-    name: str
-    tile: Tile
-    cost: kernel_cost.Cost
+    pass_name: str
+    registers: int
+    spilled: int
+    shared_memory: int
+    loops: list[float]
+    stores_elsewhere: int
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Compiles, counts, models, prints, writes."""
-    parser = argparse.ArgumentParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", nargs="+", choices=CHIPS, default=list(CHIPS))
-    parser.add_argument("--activations", nargs="+", choices=ACTIVATIONS, default=list(ACTIVATIONS))
-    parser.add_argument("--shapes", nargs="+", choices=[shape for shape, *_ in CASES], help="default: all")
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"))
-    add_output_options(parser, plot=False)
-    arguments = parser.parse_args(argv)
-    cases = [
-        Case(gpu, shape, layout, dtype, activation)
-        for gpu in arguments.gpus
-        for shape, layout, dtypes in CASES
-        for dtype in dtypes
-        for activation in arguments.activations
-        if (arguments.shapes is None or shape in arguments.shapes) and dtype in arguments.dtypes
-    ]
-    rows = list(compute(cases))
-    publish(arguments, report(rows), {"machine": machine(), "rows": rows})
-
-
-def compute(cases: list[Case]) -> Iterator[Row]:
-    """The rows of all cases, in one process per GPU: the compiler refuses a second, newer architecture."""
-    spawn = multiprocessing.get_context("spawn")
-    pools = {gpu: concurrent.futures.ProcessPoolExecutor(1, spawn) for gpu in dict.fromkeys(c.gpu for c in cases)}
-    try:
-        pending = [pools[case.gpu].submit(passes, case) for case in cases]
-        for future in progress(pending, "compiling"):
-            yield from future.result()
-    finally:
-        for pool in pools.values():
-            pool.shutdown(cancel_futures=True)
-
-
-def compiled(case: Case) -> tuple[dict[str, dict[str, int]], dict[str, machine_code.Code]]:
-    """What the assembler says of the kernels of a call with its gradients, and their machine code."""
-    shape, axis = _shape_and_axis(case)
-    activation = ACTIVATIONS[case.activation]
-    x = jax.ShapeDtypeStruct(shape, case.dtype)
-    parameter = jax.ShapeDtypeStruct((shape[axis],), jnp.float32)
-    # By name: where plain XLA is taken for faster, too.
-    norm = functools.partial(instance_norm, channel_axis=axis, activation=activation, implementation="pallas")
-
-    def gradients(dy, *given):
-        y, pullback = jax.vjp(norm, *given)
-        return y, pullback(dy)
-
-    assembled, listing = _compiler(case.gpu).listing(gradients, x, x, parameter, parameter)
-    return assembled, machine_code.parse(listing)
-
-
-def passes(case: Case) -> list[Row]:
-    """Compiles a call with its gradients. A pass that has no tile has no row."""
-    shape, axis = _shape_and_axis(case)
-    assembled, codes = compiled(case)
-    view = Layout(shape, (axis % len(shape),)).view_shape
-    dtype = jnp.dtype(case.dtype)
-    tiles = choice.find_tiles(
-        view,
-        dtype,
-        residual=False,
-        activation=ACTIVATIONS[case.activation],
-        device=DEVICES[case.gpu],
-        implementation="pallas",
-    )
-    size = math.prod(shape) * dtype.itemsize
-    return [
-        Row(
-            case,
-            name,
-            tile,
-            kernel_cost.cost(
-                codes[f"jaxnorm_{name}"],
-                tile,
-                **assembled[f"jaxnorm_{name}"],
-                moved=(arrays * size, size),
-                chip=CHIPS[case.gpu],
-            ),
-        )
-        for name, arrays, tile in zip(PASSES, (1, 2), tiles, strict=True)
-        if not isinstance(tile, NoTile)
-    ]
-
-
-def _shape_and_axis(case: Case) -> tuple[tuple[int, ...], int]:
-    return tuple(map(int, case.shape.split("x"))), {"first": 1, "last": -1}[case.layout]
+def count(gpu: str, case: Case) -> list[Row]:
+    """Compiles a call with its gradients; a pass that has no kernel has no row."""
+    x = jax.ShapeDtypeStruct(case.array, case.dtype)
+    parameter = jax.ShapeDtypeStruct((case.shape.channels,), jnp.float32)
+    with shared_memory() as asked:
+        assembled, listing = _compiler(gpu).listing(step(norm_of(KERNEL, case)), x, parameter, parameter, x)
+    found = loops_of(listing)
+    rows = []
+    for (name, facts), size in zip(assembled.items(), asked, strict=True):
+        pass_name = name.removeprefix("jaxnorm_")
+        itemsize = x.dtype.itemsize * LOADED[pass_name]
+        per_32 = [len(loop.instructions) * itemsize / loop.bytes_loaded for loop in found[name]]
+        elsewhere = sum(loop.stores_elsewhere for loop in found[name])
+        rows.append(Row(gpu, case, pass_name, **facts, shared_memory=size, loops=per_32, stores_elsewhere=elsewhere))
+    return rows
 
 
 @functools.cache
@@ -164,47 +79,56 @@ def _compiler(gpu: str) -> Compiler:
     return Compiler(gpu)
 
 
-HEADER = (
-    "x, layout", "dtype", "activation", "pass", "instructions per 32", "sweeps", "registers", "meeting", "parts",
-    "blocks", "blocks per SM", "waves", "share of a copy", "attainable", "limit",
-)  # fmt: skip
-
-
-def report(rows: list[Row]) -> str:
-    """All tables."""
-    parts = [
-        "# What limits the kernel",
-        f"Compiled, {describe(machine())}.",
-        "Counted: warp instructions per 32 elements in the sweeps over shared memory. Modelled: "
-        "the share of the speed of a copy that moves as many "
-        "bytes, what a kernel would reach that does nothing but move them, and what limits it. The model ranks "
-        "designs; it is not a time.",
+def main(argv: list[str] | None = None) -> None:
+    """Compiles, counts, prints, writes."""
+    parser = report.parser(__doc__)
+    gpus = ["H100", "B200"]
+    parser.add_argument("--gpus", nargs="+", choices=GPUS, default=gpus, help=f"default: {' '.join(gpus)}")
+    parser.add_argument("--activations", nargs="+", choices=ACTIVATIONS, default=ACTIVATIONS, help="default: all")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="default: both")
+    parser.add_argument("--shapes", type=int, default=len(ON_A_GPU), metavar="N", help="the first N (default: all)")
+    chosen = parser.parse_args(argv)
+    cases = [
+        dataclasses.replace(case, activation=activation)
+        for case in listed_on_a_gpu(chosen.shapes)
+        for activation in chosen.activations
+        if case.dtype in chosen.dtypes
     ]
-    for gpu in dict.fromkeys(row.case.gpu for row in rows):
-        chosen = [row for row in rows if row.case.gpu == gpu]
-        parts += [f"## {gpu}", tabulate(map(_line, chosen), HEADER, "github", disable_numparse=True)]
-    return "\n\n".join(parts)
+    if chosen.quick:
+        chosen.gpus, cases = chosen.gpus[:1], cases[:1]
+    rows = list(_rows(chosen.gpus, cases))
+    report.publish(chosen, "What the compiler made of the kernel", tables(rows), report.machine(), rows)
 
 
-def _line(row: Row) -> tuple[str, ...]:
-    case, cost = row.case, row.cost
-    return (
-        f"{case.shape}, {case.layout}",
-        case.dtype,
-        case.activation,
-        row.name,
-        f"{cost.instructions:.1f}",
-        f"{cost.sweeps:.2g}",
-        f"{cost.registers}",
-        row.tile.meeting,
-        f"{row.tile.parts}",
-        f"{row.tile.thread_blocks}",
-        f"{cost.per_sm}",
-        f"{cost.waves:.2f}",
-        f"{cost.share:.0%}",
-        f"{cost.attainable:.0%}",
-        cost.limit,
-    )
+def _rows(gpus: list[str], cases: list[Case]) -> Iterator[Row]:
+    """In one process per GPU: the compiler refuses a second, newer architecture."""
+    spawn = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        pools = {gpu: stack.enter_context(concurrent.futures.ProcessPoolExecutor(1, spawn)) for gpu in gpus}
+        pending = [pools[gpu].submit(count, gpu, case) for gpu in gpus for case in cases]
+        for future in report.progress(pending, "compiling"):
+            yield from future.result()
+
+
+def tables(rows: list[Row]) -> list[str]:
+    """One per GPU."""
+    header = ["", "pass", "registers", "spilled", "shared memory", "instructions of the loops per 32 elements"]
+    parts = [(__doc__ or "").strip().split("\n\n")[-1]]
+    for gpu in dict.fromkeys(row.gpu for row in rows):
+        lines = [
+            [
+                str(row.case),
+                row.pass_name,
+                str(row.registers),
+                str(row.spilled),
+                str(row.shared_memory),
+                ", ".join(f"{value:.1f}" for value in row.loops),
+            ]
+            for row in rows
+            if row.gpu == gpu
+        ]
+        parts += [f"## {gpu}", report.table(header, lines)]
+    return parts
 
 
 if __name__ == "__main__":

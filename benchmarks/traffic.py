@@ -1,155 +1,94 @@
-"""What the norm costs in a network, counted on what XLA compiles for GPUs that need not be there: Markdown tables.
+"""What norm and activation add to a training block, in memory traffic, counted on code compiled for GPUs and a TPU v5e.
 
     python -m benchmarks.traffic
-    python -m benchmarks.traffic --gpus B200 L40S --seed 7
+    python -m benchmarks.traffic --devices TPU --seeds 2 3 --count 4
 
-A block of matmul, norm, activation and matmul with its loss and all gradients, minus the same block without norm and
-activation, on shapes that are listed and on others that are drawn.
-Counted are the bytes that all but the matmuls read and write, in sizes of the activation; caches are ignored, so it is
-no time. The floor is 5: x in and y out forward, x and dy in and dx out backward. The kernel is taken by name. What it
-reads twice, of instances that shared memory holds in part, a compiled module does not show: that is added here, as
-jaxnorm.explain says it.
+The block is matmul, norm, activation and matmul with its loss and all gradients, minus the same block without norm and
+activation, on listed shapes and on random ones. We count the bytes that are read and written, in sizes of x; caches are
+ignored, so it is no time. On a GPU the matmuls themselves are not counted. On a TPU, where XLA fuses a norm with the
+matmuls beside it, all traffic with HBM is. The floor is 5: x in and y out forward, x and dy in and dx out backward. The
+kernel is taken explicitly.
 """
 
 import argparse
-import functools
 import json
-import math
 import os
 import random
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 # Nothing is run: without autotuning the compiler needs no GPU. Both are read when JAX starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from benchmarks import report
 from benchmarks.aot import GPUS, Compiler
+from benchmarks.aot_tpu import VECTOR_MEMORY, TpuCompiler
+from benchmarks.contenders import BASELINE, KERNEL, PLAIN, STABLE, Norm, norm_of
 from benchmarks.hlo import Operation, operations
-from benchmarks.layers import ACTIVATIONS
-from benchmarks.report import add_output_options, progress, publish, table
-from benchmarks.turns import geometric_mean
-from jaxnorm import explain, instance_norm
+from benchmarks.shapes import CHANNEL_AXIS, Case, Layout, listed_on_a_gpu, random_blocks
+from benchmarks.turns import mean_and_range
+from jaxnorm import explain
+
+TPU = "TPU"
+NORMS = (BASELINE, PLAIN, KERNEL)
+TPU_NORMS = (BASELINE, STABLE, PLAIN)
+
+# Of random shapes on a GPU.
+ELEMENTS = (2**17, 2**26)
+
+# Units that a norm adds to the block: moved, and of temporary memory.
+Units = tuple[float, float]
 
 
-class Case(NamedTuple):
-    """What the block works on: activation is the name of one in ACTIVATIONS."""
-
-    shape: tuple[int, ...]
-    channel_axis: int
-    dtype: str
-    activation: str = "relu"
-
-
-BOTH, HALF = ("float32", "bfloat16"), ("bfloat16",)
-CASES = [
-    Case(shape, channel_axis, dtype)
-    for shape, channel_axis, dtypes in [
-        ((8, 64, 64, 256), -1, BOTH),
-        ((2, 128, 128, 128), -1, BOTH),
-        ((4, 32, 32, 512), -1, BOTH),
-        ((1, 256, 256, 64), -1, BOTH),
-        ((1, 512, 512, 64), -1, BOTH),
-        ((2, 64, 64, 64, 32), -1, BOTH),
-        ((2, 640, 480, 32), -1, HALF),
-        ((1, 96, 96, 96, 32), -1, HALF),
-        ((2, 128, 128, 128, 32), -1, HALF),
-        ((16, 64, 15, 15), 1, BOTH),
-        ((8, 32, 7, 7, 7), 1, BOTH),
-    ]
-    for dtype in dtypes
-]
-# Elements of what is drawn.
-_SMALLEST, _LARGEST = 2**17, 2**26
-NORMS = ("flax.linen.InstanceNorm", "jaxnorm, xla", "jaxnorm, kernel")
-
-
-def draw(seed: int, count: int) -> list[Case]:
-    """Half of the sizes are 2^k or 3 * 2^k, as networks have them: XLA compiles those differently.
-
-    Channels are multiples of 8, since others are padded for the tensor cores in half precision, with or without a norm;
-    and fewer than a quarter of the rows, so that the weights are small beside x.
-    """
-    rng = random.Random(seed)
-
-    def size(low: float, high: float, *, is_round: bool) -> int:
-        drawn = 2 ** rng.uniform(low, high)
-        return rng.choice((1, 3)) * 2 ** round(math.log2(drawn)) if is_round else round(drawn)
-
-    cases: list[Case] = []
-    while len(cases) < count:
-        is_round = rng.random() < 0.5
-        spatial = tuple(size(2, 8, is_round=is_round) for _ in range(rng.randint(1, 3)))
-        channels = 8 * size(0, 6, is_round=is_round)
-        channel_axis = rng.choice((-1, -1, 1))
-        batch = size(0, 5, is_round=False)
-        shape = (batch, *spatial, channels) if channel_axis == -1 else (batch, channels, *spatial)
-        if _SMALLEST <= math.prod(shape) <= _LARGEST and 4 * channels <= batch * math.prod(spatial):
-            cases.append(Case(shape, channel_axis, rng.choice(BOTH), rng.choice(list(ACTIVATIONS))))
-    return cases
-
-
-def norm_of(name, channel_axis, activation="relu"):
-    """activation(norm(x, gamma, beta))."""
-    if name == NORMS[0]:
-        return functools.partial(flax_norm, channel_axis, activation=ACTIVATIONS[activation])
-    return functools.partial(
-        instance_norm,
-        eps=1e-6,
-        channel_axis=channel_axis,
-        activation=ACTIVATIONS[activation],
-        implementation={"jaxnorm, xla": "xla", "jaxnorm, kernel": "pallas"}[name],
-    )
-
-
-def flax_norm(channel_axis, x, gamma, beta, activation=jax.nn.relu, **options):
-    layer = nn.InstanceNorm(dtype=x.dtype, feature_axes=channel_axis, **options)
-    return activation(layer.apply({"params": {"scale": gamma, "bias": beta}}, x))
-
-
-def matmul(x, weight, channel_axis):
+def matmul(x: jax.Array, weight: jax.Array, layout: Layout) -> jax.Array:
     """Over the channels, which stay where they are."""
-    if channel_axis == -1:
+    if layout == "channels-last":
         return x @ weight
-    batch, channels, *space = x.shape
+    batch, channels, *spatial = x.shape
     weights = jnp.broadcast_to(weight, (batch, channels, channels))
-    return (weights @ x.reshape(batch, channels, -1)).reshape(batch, channels, *space)
+    return (weights @ x.reshape(batch, channels, -1)).reshape(batch, channels, *spatial)
 
 
-def block(norm, channel_axis, x, first, second, gamma, beta):
-    """The loss."""
-    hidden = matmul(x, first, channel_axis)
-    if norm is not None:
-        hidden = norm(hidden, gamma, beta)
-    return jnp.sum(jnp.square(matmul(hidden, second, channel_axis)).astype(jnp.float32))
+def block_of(norm: Norm | None, layout: Layout) -> Callable[..., Any]:
+    """(x, first, second, gamma, beta) -> the loss and all gradients."""
+
+    def loss(x: jax.Array, first: jax.Array, second: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
+        hidden = matmul(x, first, layout)
+        if norm is not None:
+            hidden = norm(hidden, gamma, beta)
+        return jnp.sum(jnp.square(matmul(hidden, second, layout)).astype(jnp.float32))
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4))
 
 
-def count(compiler: Compiler, name: str | None, case: Case) -> tuple[float, float]:
-    """Units that all but the matmuls move, and units of temporary memory; without a name those of the block alone."""
-    channels = case.shape[case.channel_axis]
-    x = jax.ShapeDtypeStruct(case.shape, case.dtype)
+def count(compiler: Compiler | TpuCompiler, name: str | None, case: Case) -> Units:
+    """Units of the block with that norm, or without one."""
+    channels = case.shape.channels
+    x = jax.ShapeDtypeStruct(case.array, case.dtype)
     weight = jax.ShapeDtypeStruct((channels, channels), case.dtype)
     value = jax.ShapeDtypeStruct((channels,), jnp.float32)
-    norm = None if name is None else norm_of(name, case.channel_axis, case.activation)
-    loss = functools.partial(block, norm, case.channel_axis)
-    compiled = compiler.lower(
-        jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4)), x, weight, weight, value, value
-    ).compile()
-    unit = math.prod(case.shape) * x.dtype.itemsize
-    moved = sum(operation.moved for operation in operations(compiled.as_text()) if not is_matmul(operation))
-    return moved / unit, compiled.memory_analysis().temp_size_in_bytes / unit
+    block = block_of(None if name is None else norm_of(name, case), case.layout)
+    compiled = compiler.lower(block, x, weight, weight, value, value).compile()
+    found = operations(compiled.as_text())
+    if isinstance(compiler, Compiler):
+        found = [operation for operation in found if not is_matmul(operation)]
+    unit = case.shape.size * x.dtype.itemsize
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    return sum(operation.moved for operation in found) / unit, temporary / unit
 
 
-def added(compiler: Compiler, names: Sequence[str], case: Case) -> dict[str, tuple[float, float]]:
-    """By each norm: count with it minus count without."""
-    without = count(compiler, None, case)
-    return {name: tuple(a - b for a, b in zip(count(compiler, name, case), without, strict=True)) for name in names}
+def added(compiler: Compiler | TpuCompiler, names: Sequence[str], case: Case) -> dict[str, Units]:
+    """For each norm, count with it minus count without."""
+    moved, temporary = count(compiler, None, case)
+    with_norm = {name: count(compiler, name, case) for name in names}
+    return {name: (units[0] - moved, units[1] - temporary) for name, units in with_norm.items()}
 
 
 def is_matmul(operation: Operation) -> bool:
@@ -157,122 +96,104 @@ def is_matmul(operation: Operation) -> bool:
     return operation.name.startswith("gemm_fusion") or operation.opcode == "dot" or "__cublas" in operation.line
 
 
-def count_case(compiler: Compiler, gpu: str, case: Case) -> dict:
-    """The figures of one row: units and temporary units for each norm; None where the kernel cannot run."""
-    x = jax.ShapeDtypeStruct(case.shape, case.dtype)
-    kernel = explain(
-        x,
-        channel_axis=case.channel_axis,
-        activation=ACTIVATIONS[case.activation],
+def fits(gpu: str, case: Case) -> bool:
+    """Whether the kernel can run."""
+    found = explain(
+        jax.ShapeDtypeStruct(case.array, case.dtype),
+        channel_axis=CHANNEL_AXIS[case.layout],
+        activation=getattr(jax.nn, case.activation),
         implementation="pallas",
         device=gpu,
     )
-    passes = (kernel.forward, kernel.backward)
-    fits = all(one.bytes_moved is not None for one in passes)
-    figures = dict.fromkeys(NORMS) | added(compiler, NORMS if fits else NORMS[:2], case)
-    if fits:
-        moved, temporary = figures[NORMS[2]]
-        twice = sum(one.bytes_moved for one in passes) / (math.prod(case.shape) * x.dtype.itemsize) - 5
-        figures[NORMS[2]] = moved + twice, temporary
-    tiles = [one.tile for one in passes]
-    how = [(tile.copies, tile.meeting, tile.share) for tile in tiles] if fits else []
-    return {"gpu": gpu, "case": case, "figures": figures, "how": how}
+    return all(one.bytes_moved is not None for one in (found.forward, found.backward))
 
 
-def compile_all(gpu: str, cases: list[Case]) -> None:
-    """Prints the rows of a GPU as JSON lines: a process compiles for one architecture."""
-    compiler = Compiler(gpu)
+def cases_for(device: str, seeds: list[int], number: int, quick: bool) -> list[Case]:
+    """The listed ones, then the random ones."""
+    if quick:
+        return random_blocks(seeds[0], 1, (2**17, 2**18)) if device != TPU else tpu_cases(seeds[0], 1)
+    if device == TPU:
+        return [case for seed in seeds for case in tpu_cases(seed, number)]
+    return [*listed_on_a_gpu(), *(case for seed in seeds for case in random_blocks(seed, number, ELEMENTS))]
+
+
+def tpu_cases(seed: int, number: int) -> list[Case]:
+    """Channels-last, and in bfloat16 still larger than vector memory, since what fits may never reach HBM."""
+    cases = random_blocks(seed, 5 * number, (VECTOR_MEMORY // 2, 2**28))
+    return [case for case in cases if case.layout == "channels-last"][:number]
+
+
+def compile_here(device: str, cases: list[Case]) -> None:
+    """Prints a row per line as JSON."""
+    compiler = TpuCompiler() if device == TPU else Compiler(device)
     for case in cases:
-        print(json.dumps(count_case(compiler, gpu, case)), flush=True)
+        names = TPU_NORMS if device == TPU else NORMS if fits(device, case) else NORMS[:2]
+        row = {"device": device, "case": str(case), "seed": case.seed, "units": added(compiler, names, case)}
+        print(json.dumps(row), flush=True)
 
 
-def rows_of(gpu: str, seed: int, number: int) -> list[dict]:
-    """Of the listed cases, then of the drawn ones."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.traffic",
-        "--compile",
-        gpu,
-        "--seed",
-        str(seed),
-        "--drawn",
-        str(number),
-    ]
+def rows_of(device: str, cases: int, options: list[str]) -> list[dict[str, Any]]:
+    """A process compiles for one device: the compiler refuses a second, newer architecture."""
+    command = [sys.executable, "-m", "benchmarks.traffic", *options, "--devices", device, "--compile"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        rows = [
-            json.loads(process.stdout.readline() or "null")
-            for _ in progress(range(len(CASES) + number), f"compiling for {gpu}")
-        ]
-    if process.returncode or None in rows:
-        raise RuntimeError(f"compiling for {gpu} failed: see above")
-    return rows
+        lines = [process.stdout.readline() for _ in report.progress(range(cases), f"compiling for {device}")]
+    if process.returncode or not all(lines):
+        raise RuntimeError(f"compiling for {device} failed: see above")
+    return [json.loads(line) for line in lines]
 
 
-def report(gpu: str, rows: list[dict], seed: int) -> str:
-    listed, drawn = rows[: len(CASES)], rows[len(CASES) :]
-    parts = [f"## {GPUS[gpu].name}", _rows(listed), _means(listed)]
-    if drawn:
-        parts += [f"### Drawn with seed {seed}", _rows(drawn), _means(drawn)]
-    return "\n\n".join(parts)
+def tables(rows: list[dict[str, Any]]) -> list[str]:
+    """The listed cases and the random ones of a device."""
+    names = TPU_NORMS if rows[0]["device"] == TPU else NORMS
+    parts = [f"## {rows[0]['device']}"]
+    for kind in (False, True):
+        found = [row for row in rows if (row["seed"] is not None) == kind]
+        if found:
+            parts += [_cases(found, names), _means(found, names)]
+    return parts
 
 
-def _rows(rows: list[dict]) -> str:
-    header = ["units moved / temporary memory", *NORMS, "the kernel, forward; backward"]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{row['figures'][n][0]:.2f} / {row['figures'][n][1]:+.2f}" if row["figures"][n] else "-" for n in NORMS
-        ]
-        how = "; ".join(dict.fromkeys(_how(*one) for one in row["how"])) or "does not fit: plain XLA"
-        case = Case(*row["case"])
-        layout = {1: "first", -1: "last"}[case.channel_axis]
-        lines.append([f"({', '.join(map(str, case.shape))}) {layout}, {case.dtype}, {case.activation}", *cells, how])
-    return table(header, lines)
+def _cases(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
+    def cell(units: Units | None) -> str:
+        return "does not fit" if units is None else f"{units[0]:.2f} / {units[1]:+.2f}"
+
+    lines = [[row["case"], *(cell(row["units"].get(name)) for name in names)] for row in rows]
+    return report.table(["sizes of x moved / temporary memory", *names], lines)
 
 
-def _means(rows: list[dict]) -> str:
+def _means(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
     """In words, with the worst of each."""
-    found = {name: [row["figures"][name][0] for row in rows if row["figures"][name]] for name in NORMS}
-    means = (
-        f"{name} {geometric_mean(units):.2f} ({min(units):.2f} to {max(units):.2f})"
-        for name, units in found.items()
-        if units
-    )
-    less = [row["figures"][NORMS[0]][0] / row["figures"][NORMS[1]][0] for row in rows]
+    found = {name: [row["units"][name][0] for row in rows if name in row["units"]] for name in names}
+    means = "; ".join(f"{name} {mean_and_range(units)}" for name, units in found.items() if units)
+    shares = [ours / flax for ours, flax in zip(found[PLAIN], found[BASELINE], strict=True)]
     return (
-        f"Geometric means (lowest to highest): {'; '.join(means)}. jaxnorm in plain XLA moves "
-        f"{geometric_mean(less):.2f} times less than Flax, at least {min(less):.2f} times."
+        f"Geometric means of what is moved (lowest to highest): {means}. {PLAIN} moves "
+        f"{statistics.geometric_mean(shares):.2f} of what {BASELINE} does, at most {max(shares):.2f}."
     )
 
 
-def _how(copies: str, meeting: str, share: float) -> str:
-    return f"{copies} copies, {meeting}" + ("" if share == 1 else f", {share:.0%} held")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    """Compiles, counts, prints, writes."""
+    parser = report.parser(__doc__)
+    devices = [*GPUS, TPU]
     parser.add_argument(
-        "--gpus", nargs="+", choices=GPUS, default=["H100", "A100"], metavar="NAME", help=", ".join(GPUS)
+        "--devices", nargs="+", choices=devices, default=["H100", "A100"], metavar="NAME", help=", ".join(devices)
     )
-    parser.add_argument("--seed", type=int, help="of the draws (default: another one in every run; it is printed)")
-    parser.add_argument("--drawn", type=int, default=24, help="cases that are drawn (default 24)")
-    parser.add_argument("--compile", choices=GPUS, help=argparse.SUPPRESS)
-    add_output_options(parser, plot=False)
-    arguments = parser.parse_args()
-    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
-    if arguments.compile:
-        compile_all(arguments.compile, [*CASES, *draw(seed, arguments.drawn)])
+    parser.add_argument("--seeds", type=int, nargs="+", help="of random shapes (default: a new one, which is printed)")
+    parser.add_argument("--count", type=int, default=24, help="random shapes of each seed (default 24)")
+    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(argv)
+    seeds = chosen.seeds or [random.SystemRandom().randrange(10**6)]
+    cases = {device: cases_for(device, seeds, chosen.count, chosen.quick) for device in chosen.devices}
+    if chosen.compile:
+        compile_here(chosen.devices[0], cases[chosen.devices[0]])
         return
-    rows = {gpu: rows_of(gpu, seed, arguments.drawn) for gpu in arguments.gpus}
-    text = "\n\n".join(
-        [
-            "# What norm and activation add to a training block",
-            (__doc__ or "").strip().split("\n\n")[-1],
-            *(report(gpu, found, seed) for gpu, found in rows.items()),
-        ]
-    )
-    publish(arguments, text, {"rows": [row for found in rows.values() for row in found]})
+    options = ["--seeds", *map(str, seeds), "--count", str(chosen.count), *["--quick"] * chosen.quick]
+    rows = {device: rows_of(device, len(found), options) for device, found in cases.items()}
+    how = (__doc__ or "").strip().split("\n\n")[-1]
+    parts = [how, *(part for found in rows.values() for part in tables(found))]
+    everything = [row for found in rows.values() for row in found]
+    report.publish(chosen, "What norm and activation add to a training block", parts, report.machine(), everything)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Contenders take turns; what they took is compared round by round, so that a slow moment of the machine hits all."""
+"""Contenders take turns and are compared round by round, so a slow moment of the machine affects all of them.
+
+This module needs no JAX, because a worker imports it in an interpreter that may not have it.
+"""
 
 import math
 import random
@@ -8,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# A turn is that many calls in a row; it returns the seconds per call.
+# A turn is a number of calls in a row; it returns the seconds per call.
 Turn = Callable[[int], float]
 
-# A turn lasts at least so long, unless that takes too many calls: short calls are timed together.
+# Short calls are timed together: a turn has as many as last this long, and at most that many.
 _TURN_SECONDS, _MOST_CALLS = 0.005, 100
-_FEWEST_ROUNDS, _MOST_ROUNDS = 7, 201
+FEWEST_ROUNDS, _MOST_ROUNDS = 7, 201
 
 
 @dataclass(frozen=True)
@@ -28,23 +31,28 @@ class Spread:
     def of(cls, values: list[float]) -> "Spread":
         return cls(*statistics.quantiles(values, n=4, method="inclusive"))
 
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+    def excludes(self, value: float) -> bool:
+        """Whether both quartiles lie on the same side of it. If they do not, a difference is not supported."""
+        return not self.low <= value <= self.high
+
+    def format(self, form: str = ".2f", scale: float = 1) -> str:
+        return f"{self.median * scale:{form}} ({self.low * scale:{form}} to {self.high * scale:{form}})"
 
 
-def take_turns(turns: dict[Any, Turn], seconds: float) -> dict[Any, list[float]]:
+def take_turns(turns: dict[Any, Turn], seconds: float, fewest_rounds: int = FEWEST_ROUNDS) -> dict[Any, list[float]]:
     """Seconds per call of each contender in each round.
 
     Args:
-      turns: compiled and warm is what has had one turn; the first is not kept.
-      seconds: the time for all rounds together. There are at least 7 and at most 201.
+      turns: the first turn of each is not kept, since it may compile.
+      seconds: the time for all rounds together.
+      fewest_rounds: are taken even if that takes longer.
     """
     calls = {name: _calls(turn) for name, turn in turns.items()}
     order = random.Random(0)
     kept: dict[Any, list[float]] = {name: [] for name in turns}
     start, rounds = time.perf_counter(), 0
-    while rounds < _FEWEST_ROUNDS or (rounds < _MOST_ROUNDS and time.perf_counter() - start < seconds):
-        # Shuffled, so that nobody always follows the same one.
+    while rounds < fewest_rounds or (rounds < _MOST_ROUNDS and time.perf_counter() - start < seconds):
+        # We shuffle, so that no contender always follows the same one.
         for name in order.sample(list(turns), len(turns)):
             kept[name].append(turns[name](calls[name]))
         rounds += 1
@@ -52,12 +60,13 @@ def take_turns(turns: dict[Any, Turn], seconds: float) -> dict[Any, list[float]]
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> Spread:
-    """Of the two values of each round."""
+    """The ratio of the two values of each round."""
     return Spread.of([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def geometric_mean(values: list[float]) -> float:
-    return statistics.geometric_mean(values) if values else math.nan
+def mean_and_range(values: list[float]) -> str:
+    """The geometric mean, then the lowest and the highest value; nothing if there are none."""
+    return f"{statistics.geometric_mean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else ""
 
 
 def wall_turn(call: Callable[[], Any]) -> Turn:
@@ -66,18 +75,23 @@ def wall_turn(call: Callable[[], Any]) -> Turn:
     def turn(calls: int) -> float:
         # The first call is not timed: it finds the caches and threads as the contender before left them.
         call()
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        return (time.perf_counter() - start) / calls
+        return timed(call, calls)
 
     return turn
+
+
+def timed(call: Callable[[], Any], calls: int) -> float:
+    """Seconds per call."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
 
 
 def device_turn(call: Callable[[], Any]) -> Turn:
     """Time in kernels on a GPU, as CUPTI reports it: launches and gaps between kernels do not count.
 
-    The arrays of all calls are the same ones, so that small ones stay in the cache, those of the copy too.
+    All calls get the same arrays, so small ones stay in the cache, and so do those of the copy.
     """
     from jax.experimental.mosaic.gpu import profiler
 

@@ -106,12 +106,12 @@ def main() -> None:
     sys.path.remove(str(folder))
     if folder not in pathlib.Path(jaxnorm.__file__).parents:
         sys.exit(f"no package jaxnorm in {folder}")
-    from benchmarks.contenders import call, contenders
+    from benchmarks.contenders import JAXNORM, arguments, call
     from benchmarks.shapes import Case
 
     def prepare(request: dict[str, Any]) -> Callable[[], Any]:
         case = Case.from_json(request)
-        return call(case, contenders(case, "cpu")["jaxnorm"])
+        return call(JAXNORM, case, arguments(case))
 
     serve({"version": jaxnorm.__version__}, prepare)
 

@@ -205,8 +205,7 @@ def _on_many_devices(one_pass: Pass, call: Call, *arguments: Any) -> Any:
 
 def _cannot_run(reason: str) -> ValueError:
     return ValueError(
-        f"implementation='pallas' cannot run here: {reason}. Pass implementation=None, which takes another where it "
-        "must, or 'xla'."
+        f"implementation='pallas' cannot run here: {reason}. Pass implementation=None or 'xla'."
     )
 
 

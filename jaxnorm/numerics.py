@@ -109,7 +109,14 @@ def unscaled(
     # then gives 0.
     floor = jnp.finfo(variance.dtype).tiny
     rstd = scale * lax.rsqrt(jnp.maximum(variance + (eps * scale) * scale, floor))
-    return delta / scale, rstd, variance / scale / scale
+    return delta / scale, rstd, unscaled_variance(variance, scale)
+
+
+def unscaled_variance(variance: jax.Array, scale: jax.Array) -> jax.Array:
+    """The variance of numbers from that of scaled ones."""
+    # By two products, since XLA makes one quotient of two, by a square of the scale that may be too small.
+    inverse = 1 / scale
+    return (variance * inverse) * inverse
 
 
 def least_eps(positions: Any, dtype: jax.typing.DTypeLike) -> float:

@@ -37,7 +37,7 @@ def moments(
       mean and variance, with the axes kept at size 1, in at least float32.
     """
     center, scale, delta, variance, _ = _moments(x, axes, where, axis_name, axis_index_groups)
-    return center + delta / scale, variance / scale / scale
+    return center + delta / scale, numerics.unscaled_variance(variance, scale)
 
 
 def _moments(
@@ -123,7 +123,8 @@ def normalize(
         # A constant instance of large numbers, beside which eps vanishes, is normalized to 0 by any rstd.
         rstd = lax.rsqrt(jnp.where(padded < jnp.finfo(x.dtype).tiny, 1, padded))
         z = ((x * scale - center * scale) - delta) * rstd
-        statistics = Statistics(center, delta / scale, rstd * scale, variance / scale / scale, jnp.asarray(count))
+        variance = numerics.unscaled_variance(variance, scale)
+        statistics = Statistics(center, delta / scale, rstd * scale, variance, jnp.asarray(count))
     else:
         mean, variance, rstd = map(spread, given)
         z = (x - mean) * rstd

@@ -8,6 +8,7 @@ python tests/aot_report.py H100 mesh Auto
 python tests/aot_report.py "RTX 3090" blocks 0 4
 """
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -25,7 +26,9 @@ from jax.sharding import AxisType
 
 from benchmarks import traffic
 from benchmarks.aot import Compiler, shared_memory
+from benchmarks.contenders import PLAIN
 from benchmarks.hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
+from benchmarks.shapes import Shape, random_blocks
 from jaxnorm import instance_norm, pallas_kernel
 from jaxnorm.gpu import tiling
 from jaxnorm.gpu.devices import DEVICES
@@ -152,22 +155,23 @@ def report_mesh(axis_type):
 
 
 def report_blocks(compiler, seed, count):
-    """What plain XLA's norm adds to the block of traffic.py, in cases that are drawn: one dict each.
+    """What plain XLA's norm adds to the block of traffic.py, in random cases: one dict each.
 
     Half of them are those of traffic.py, in any half precision; the others are larger and have few channels where they
     may: half precision pads odd numbers of them for the tensor cores, with or without a norm.
     """
     rng = random.Random(seed)
-    for i, drawn in enumerate(traffic.draw(seed, count)):
-        dtype = rng.choice(["bfloat16", "float16"]) if drawn.dtype == "bfloat16" else drawn.dtype
-        case = drawn._replace(dtype=dtype)
+    for i, case in enumerate(random_blocks(seed, count, traffic.ELEMENTS)):
+        dtype = rng.choice(["bfloat16", "float16"]) if case.dtype == "bfloat16" else case.dtype
+        shape, layout = case.shape, case.layout
         if i % 2:
             channels = rng.randint(2, 14) if dtype == "float32" else 8 * int(2 ** rng.uniform(0, 6))
-            spatial = [rng.randint(45, 300) for _ in range(2)]
+            spatial = tuple(rng.randint(45, 300) for _ in range(2))
             batch = max(1, int(2 ** rng.uniform(21, 26)) // (math.prod(spatial) * channels))
-            case = case._replace(shape=(batch, *spatial, channels), channel_axis=-1)
-        ((units, temporary),) = traffic.added(compiler, ["jaxnorm, xla"], case).values()
-        yield case._asdict() | {"units": units, "temporary": temporary}
+            shape, layout = Shape(batch, spatial, channels), "channels-last"
+        changed = dataclasses.replace(case, dtype=dtype, shape=shape, layout=layout)
+        ((units, temporary),) = traffic.added(compiler, [PLAIN], changed).values()
+        yield {"case": str(changed), "units": units, "temporary": temporary}
 
 
 def kernel_view(text, name):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 import tolerance
 
 from benchmarks import compare, contenders, growth, networks, turns
+from benchmarks.contenders import BASELINE, JAXNORM, STABLE
+from benchmarks.models import NO_NORM, SEPARATE
 from benchmarks.shapes import CHANNEL_AXIS, DTYPES, EPSILON, LAYOUTS, TINY, Case, random_cases
 
 pytestmark = pytest.mark.slow
@@ -30,9 +33,10 @@ def test_contenders_compute_the_same(layout, residual):
     mean, var = oracle.moments(x, (CHANNEL_AXIS[layout],))
     rstd = 1 / np.sqrt(var + EPSILON)
     xhat = np.abs((x - mean) * rstd).max()
-    norms = contenders.contenders(case, "cpu")
-    assert {"jaxnorm", "Flax", "Flax, stable"} <= set(norms)
-    for name, norm in norms.items():
+    names = contenders.contenders(case, "cpu")
+    assert {JAXNORM, BASELINE, STABLE} <= set(names)
+    for name in names:
+        norm = contenders.norm_of(name, case)
         y, dx, dgamma, dbeta, *dresidual = jax.jit(contenders.step(norm))(x, gamma, beta, dy, *add)
         positions = x.size // (tiny.batch * tiny.channels)
         atol = tolerance.forward("float32", positions, magnitude)
@@ -57,8 +61,8 @@ def test_compare_writes_table_picture_and_figures(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
     written = json.loads(figures.read_text())
     assert written["machine"]["versions"]["jaxnorm"]
-    assert [result["case"]["pass_name"] for result in written["results"]] == ["forward", "step"]
-    for result in written["results"]:
+    assert [result["case"]["pass_name"] for result in written["results"]["cases"]] == ["forward", "step"]
+    for result in written["results"]["cases"]:
         assert result["rounds"] == 7
         assert {"Flax", "Flax, stable"} <= set(result["speed"])
         assert set(result["seconds"]) == {"jaxnorm", *result["speed"]}
@@ -79,7 +83,7 @@ def test_another_copy_of_jaxnorm_is_timed_in_its_own_process(tmp_path, capsys):
     written = json.loads(figures.read_text())
     assert written["machine"]["versions"]["the other jaxnorm"] == "of the test"
     # It returns its input, which is quicker than a norm.
-    assert all(result["speed"]["the other jaxnorm"]["median"] < 1 for result in written["results"])
+    assert all(result["speed"]["the other jaxnorm"]["median"] < 1 for result in written["results"]["cases"])
     with pytest.raises(SystemExit):
         compare.main([*command, str(tmp_path / "jaxnorm")])
     assert "--against: the process ended: no package jaxnorm in" in capsys.readouterr().err
@@ -143,16 +147,64 @@ def test_random_shapes_are_those_of_the_seed_and_reported(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "seed 5" in printed
     assert "measured again" in printed
-    names = [result["case"]["name"] for result in json.loads(figures.read_text())["results"]]
-    assert names == ["seed 5"] * 4 + ["seed 6"] * 4
+    results = json.loads(figures.read_text())["results"]
+    assert [result["case"]["seed"] for result in results["cases"]] == [5] * 4 + [6] * 4
+    assert results["again"]
 
 
+@pytest.mark.timeout(600)
 def test_networks_are_compared_with_flax(tmp_path, capsys):
     figures = tmp_path / "figures.json"
-    networks.main(["--networks", "tiny", "--seconds", "0", "--compilations", "2", "--json", str(figures)])
+    networks.main(["--quick", "--compilations", "2", "--json", str(figures)])
     printed = capsys.readouterr().out
-    assert "What the norms add to a step" in printed
+    assert "What the norms add to a training step" in printed
     results = json.loads(figures.read_text())["results"]
-    assert [result["layer"] for result in results] == ["no norm", "Flax", "jaxnorm, activation apart", "jaxnorm"]
+    assert [result["layer"] for result in results] == [NO_NORM, BASELINE, STABLE, SEPARATE, JAXNORM]
     counted = {result["layer"]: result["instructions"] for result in results}
-    assert counted["no norm"] < min(counted["Flax"], counted["jaxnorm"])
+    assert counted[NO_NORM] < min(counted[BASELINE], counted[JAXNORM])
+    assert counted[JAXNORM] < counted[SEPARATE]
+
+
+def test_a_difference_that_the_quartiles_do_not_support_is_not_printed():
+    assert networks.supported(turns.Spread(0.90, 0.91, 0.95), 1, ".2f") == "0.91 (0.90 to 0.95)"
+    assert networks.supported(turns.Spread(0.70, 0.91, 1.01), 1, ".2f") == "not resolved (0.70 to 1.01)"
+    assert networks.supported(turns.Spread(-0.075, 0.0176, 0.0725), 0, ".1f", 1e3) == "not resolved (-75.0 to 72.5)"
+
+
+GPU = "jax_plugins.xla_cuda13"
+
+
+def test_a_training_step_is_compiled_for_an_h100():
+    pytest.importorskip(GPU)
+    (found,) = networks.in_another_process(
+        networks.compiled_for_h100, "tiny generator", [JAXNORM], ["bfloat16"]
+    ).values()
+    assert found["bfloat16"] > 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("command", "needs"),
+    [
+        ("accuracy", None),
+        ("compare --seeds", None),
+        ("growth --plot", None),
+        ("overhead", None),
+        ("traffic --devices H100", GPU),
+        ("throughput", GPU),
+    ],
+)
+def test_each_benchmark_runs_as_a_module_and_writes_its_report(command, needs, tmp_path):
+    if needs:
+        pytest.importorskip(needs)
+    name, *options = command.split()
+    options += [str(tmp_path / "picture.png")] * (options == ["--plot"])
+    table, figures = tmp_path / "table.md", tmp_path / "figures.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--quick"]
+    command += ["--markdown", str(table), "--json", str(figures)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == table.read_text()
+    written = json.loads(figures.read_text())
+    assert written["machine"]["device"] in done.stdout
+    assert written["results"]

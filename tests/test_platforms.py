@@ -1,34 +1,25 @@
-"""What plain XLA computes on a GPU and on a TPU, computed on the CPU: their forms of the sums against float64."""
+"""What plain XLA is given on each platform, computed on the CPU: every form of the passes against float64."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
-from checked_call import check
+import tolerance
 
-import jaxnorm
-from jaxnorm import lowering
+from jaxnorm import xla
+from jaxnorm.call import Operands
+from jaxnorm.layout import Layout
+from jaxnorm.platforms import CORNER, Cpu, Divided, Generic, Gpu
+from jaxnorm.reference import statistics_dtype
 
 pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
 
+PLATFORMS = [Cpu, Gpu, Generic, Divided]
 SEED = 20261124
-
-
-@pytest.fixture(params=["gpu", "tpu"])
-def platform(request, monkeypatch):
-    """Every pass has the form of that platform, wherever it is lowered."""
-
-    def in_its_form(plain, *arguments):
-        return plain(request.param, *arguments)
-
-    # What was traced before for another platform must not be taken, here or after.
-    jax.clear_caches()
-    monkeypatch.setattr(lowering, "for_its_platform", in_its_form)
-    monkeypatch.setattr(lowering, "for_every_platform", in_its_form)
-    yield request.param
-    jax.clear_caches()
+EPS = 1e-5
 
 
 def drawn(count):
@@ -40,31 +31,70 @@ def drawn(count):
         shape = (int(rng.integers(1, 4)), *(int(2 ** rng.uniform(0, 7)) for _ in range(rank - 1)))
         axes = rng.choice(np.arange(1, rank), int(rng.integers(1, min(3, rank - 1))), replace=False)
         if 100 <= math.prod(shape) <= 200_000:
-            cases.append((shape, tuple(map(int, axes)), str(rng.choice(["float16", "bfloat16", "float32"]))))
+            cases.append((shape, tuple(map(int, sorted(axes))), str(rng.choice(["float16", "bfloat16", "float32"]))))
     return cases
 
 
+# Few and many channels, few and many positions, a single sample.
+LISTED = [
+    ((2, positions, channels), (2,), "float32") for positions in (7, 8, 17, 2053) for channels in (1, 3, 15, 40)
+] + [((1, 300, 5), (2,), "float32"), ((1, 5, 300), (1,), "float32"), ((2, 3, 1), (1,), "float32")]
+
+
+def check(platform, shape, axes, dtype, activation="silu"):
+    """Both passes in the form of a platform."""
+    rng = np.random.default_rng(SEED)
+    x, dy, residual = (jnp.asarray(rng.standard_normal(shape) * 1.5 + 0.5, dtype) for _ in range(3))
+    layout = Layout(shape, axes)
+    wide = statistics_dtype(x.dtype)
+    gamma, beta = (jnp.asarray(rng.uniform(0.5, 2.0, layout.instances), wide) for _ in range(2))
+    function = oracle.ACTIVATIONS[activation].jax
+
+    @jax.jit
+    def passes(operands, dy):
+        form = platform(layout)
+        y, statistics = xla.forward(form, operands, eps=EPS, activation=function)
+        return y, statistics, xla.backward(form, operands, statistics, dy, activation=function)
+
+    y, statistics, gradients = passes(Operands(x, gamma, beta, residual), dy)
+    given = {"gamma": gamma, "beta": beta, "residual": residual, "channel_axes": axes, "activation": activation}
+    want, magnitude = oracle.instance_norm(x, **given)
+    positions = layout.positions
+    np.testing.assert_allclose(np.float64(y), want, rtol=0, atol=tolerance.forward(dtype, positions, magnitude))
+    mean, variance = (value.reshape(layout.instances) for value in oracle.moments(x, axes))
+    bound = tolerance.arithmetic("float32", positions)
+    got_mean = np.float64(statistics.center) + np.float64(statistics.delta)
+    np.testing.assert_allclose(got_mean, mean, rtol=0, atol=bound * np.abs(np.float64(x)).max())
+    np.testing.assert_allclose(statistics.variance, variance, rtol=CORNER * bound, atol=1e-12)
+    np.testing.assert_array_equal(statistics.counted, positions)
+
+    want = oracle.gradients(dy, x, **given)
+    xhat = np.abs(np.float64(x) - oracle.moments(x, axes)[0]) / np.sqrt(oracle.moments(x, axes)[1] + EPS)
+    sizes = {"scale": 2 * float((1 / np.sqrt(variance + EPS)).max()), "dz": 2 * float(np.abs(np.float64(dy)).max())}
+    atol = tolerance.input_gradient(dtype, positions, want["x"], xhat=float(xhat.max()), **sizes)
+    np.testing.assert_allclose(np.float64(gradients.x), want["x"], rtol=0, atol=atol)
+    for name, factor in (("gamma", xhat), ("beta", np.ones_like(xhat))):
+        terms = (2 * np.abs(np.float64(dy)) * factor).sum(layout.spatial_axes)
+        atol = tolerance.parameter_gradient(dtype, jnp.float32, positions, float(terms.max()))
+        np.testing.assert_allclose(getattr(gradients, name), want[name], rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize(("shape", "axes", "dtype"), drawn(6), ids=str)
-def test_against_float64(platform, shape, axes, dtype):
-    check("xla", dtype, shape, axes, residual=True, activation="silu")
+def test_random_shapes(platform, shape, axes, dtype):
+    check(platform, shape, axes, dtype)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 15])
-@pytest.mark.parametrize("positions", [7, 2053])
-def test_few_and_many_channels(platform, positions, channels):
-    check("xla", "float32", (2, positions, channels), (-1,), activation="leaky_relu")
+@pytest.mark.parametrize("platform", [Cpu, Gpu])
+@pytest.mark.parametrize(("shape", "axes", "dtype"), LISTED, ids=str)
+def test_few_and_many(platform, shape, axes, dtype):
+    check(platform, shape, axes, dtype, activation="leaky_relu")
 
 
-def test_vmap(platform):
-    """Each mapped call is what it is alone."""
-    x = jax.random.normal(jax.random.key(SEED), (3, 2, 4, 40, 5)) + 1e3
-
-    def norm(x):
-        return jaxnorm.instance_norm(x, channel_axis=2, activation=jnp.tanh, implementation="xla")
-
-    def gradient(x):
-        return jax.grad(lambda x: jnp.sum(norm(x) * jnp.cos(x)))(x)
-
-    for function in (norm, gradient):
-        alone = jnp.stack([function(one) for one in x])
-        np.testing.assert_allclose(jax.vmap(function)(x), alone, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("shape", [(2, 3, 100, 7), (2, 3, 5, 5, 5), (2, 3, 2, 2), (2, 3, 1, 47)])
+def test_the_corner_has_its_share(shape):
+    layout = Layout(shape, (1,))
+    for platform in (Cpu, Gpu, Generic):
+        corner = platform(layout).corner(jnp.zeros(shape))
+        assert layout.positions <= CORNER * corner.size // math.prod(layout.instances)
+    assert Divided(layout).corner(jnp.zeros(shape)).shape == shape
