@@ -117,7 +117,7 @@ def explain(
     implementation: Implementation | None = None,
     device: str | None = None,
 ) -> Explanation:
-    """Says what a call of instance_norm or group_norm would run on a GPU: the kernel with its tile, or what else and why.
+    """Says what a call of instance_norm or group_norm runs on a GPU: the kernel, with its tile, or what else and why.
 
     Nothing is run or printed, and no GPU need be there.
 

@@ -42,10 +42,11 @@ def channels_per_group(num_groups: int | None, group_size: int | None, shape: tu
 
 def check_reduction_axes(reduction_axes: Axes | None, shape: tuple[int, ...]) -> None:
     """None, or all axes but the batch. Flax can also leave axes out, which then count as further batch axes."""
+    if reduction_axes is None:
+        return
     axes = reduction_axes if isinstance(reduction_axes, Iterable) else (reduction_axes,)
     rank = len(shape)
-    reduced = {axis % rank if axis in range(-rank, rank) else axis for axis in axes}
-    if reduction_axes is not None and reduced != set(range(1, rank)):
+    if {axis % rank if axis in range(-rank, rank) else axis for axis in axes} != set(range(1, rank)):
         raise ValueError(
             f"reduction_axes must be None or all axes but the batch, {tuple(range(1, rank))}, since every sample has "
             f"one mean and one variance per group: got {arguments.shown(reduction_axes)} for x of shape {shape}. Merge "
