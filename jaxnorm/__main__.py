@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   jaxnorm explain 8x64x64x256 --channels-last --activation relu
   jaxnorm explain 8x256x64x64 --dtype bfloat16 --residual --implementation pallas --device H100
+  jaxnorm explain 8x64x64x256 --channels-last --groups 32 --activation silu
   jaxnorm selfcheck --quick --markdown report.md
 """
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="jaxnorm", description="Instance normalization for JAX.", epilog=EXAMPLES, formatter_class=style
+        prog="jaxnorm", description="Instance and group normalization for JAX.", epilog=EXAMPLES, formatter_class=style
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -47,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--channels-last", action="store_true", help="the shape is (N, *spatial, C); default: (N, C, *spatial)"
+    )
+    command.add_argument(
+        "--groups", type=int, metavar="N", help="group norm with so many groups; default: instance norm"
     )
     command.add_argument("--residual", action="store_true", help="the call adds a residual")
     command.add_argument("--activation", type=_activation, metavar="NAME", help="activation from jax.nn, e.g. relu")
@@ -71,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _explain(arguments: argparse.Namespace) -> int:
     explanation = explain(
         jax.ShapeDtypeStruct(arguments.shape, jnp.dtype(arguments.dtype)),
+        num_groups=arguments.groups,
         channel_axis=-1 if arguments.channels_last else 1,
         residual=arguments.residual,
         activation=arguments.activation,

@@ -199,7 +199,8 @@ def _on_many_devices(one_pass: Pass, call: Call, *arguments: Any) -> Any:
         raise _cannot_run(
             "it computes arrays that are on one device whole, or divided by jit over the batch or channels"
         )
-    return one_pass.in_plain_xla(Divided(call.layout(arguments[0].x.shape), call.axis_name), call, *arguments)
+    layout = call.layout(arguments[0].x.shape)
+    return one_pass.in_plain_xla(Divided(layout, call.axis_name, call.channel_axis_name), call, *arguments)
 
 
 def _cannot_run(reason: str) -> ValueError:
@@ -259,7 +260,7 @@ def _device(context: Any, platform: str) -> Device | None:
 
 
 def _devices(context: Any) -> tuple[jax.Device, ...]:
-    """The devices that a program runs on, or none where JAX does not say it."""
+    """The devices that the program is compiled for; none where JAX does not say."""
     return getattr(context.module_context.axis_context, "device_assignment", None) or ()
 
 
@@ -320,7 +321,7 @@ def _let_checkify_see_nans(primitive: Primitive) -> None:
 
 
 def _ask_for_devices(primitive: Primitive) -> None:
-    """JAX tells the devices of a program only to the rules of the primitives in this set."""
+    """JAX tells the devices only to primitives that ask, as its custom_partitioning does. It has no public way to."""
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src import dispatch
 
