@@ -187,7 +187,7 @@ def _store_global(machine, block, node, what, addresses, threads, values):
             for thread, offset in zip(own.tolist(), offsets.tolist(), strict=True):
                 _publish(machine, block, buffer, thread, offset, what.order == "release", None)
         elif conflict := buffer.store(lines, block.order, own, node.index, machine.now):
-            report_stores(machine, buffer, node, conflict, not differ(before, chosen).any())
+            report_stores(machine, buffer, node, conflict, before, chosen)
         data[index] = chosen
         if differ(data[index], chosen).any():
             machine.find("lanes of one store write different values to one place", node.index, detail=buffer.name)
@@ -199,14 +199,17 @@ def check_writable(buffer: Buffer, what: str) -> None:
         raise Violation("out of bounds", f"{what} to {buffer.name}, which is an input")
 
 
-def report_stores(machine, buffer: Buffer, node, conflict: Conflict, same: bool) -> None:
-    """Two stores, or a load and a store, of one place in global memory."""
+def report_stores(machine, buffer: Buffer, node, conflict: Conflict, before, after) -> None:
+    """Two stores, or a load and a store, of one place in global memory; what was there and what comes, row by row."""
     detail = f"element {conflict.granule} of {buffer.name}"
     if conflict.kind == "read":
         machine.find("a store to global memory that another thread may still read", node.index, detail=detail)
-    else:
-        kind = "two stores to global memory that nothing orders" + ", of the same values" * same
-        machine.find(kind, node.index, conflict.node, detail, error=not same)
+        return
+    if conflict.late.shape[1] > 1:
+        before, after = (np.ascontiguousarray(each).view(f"u{buffer.granule}") for each in (before, after))
+    same = not differ(before, after)[conflict.late.any(1) if conflict.late.shape[1] == 1 else conflict.late].any()
+    kind = "two stores to global memory that nothing orders" + ", of the same values" * same
+    machine.find(kind, node.index, conflict.node, detail, error=not same)
 
 
 def differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ class Policy:
         r = random.Random(seed)
         return Policy(
             schedule=r.choice(["uniform", "priorities"]),
-            together=r.choice([1.0, 0.9, 0.5, 0.0]) if seed % 2 else 1.0,
+            together=r.choice([0.9, 0.5, 0.0]) if seed % 2 else 1.0,
             burst=r.choice([1, 2, 8, 64]),
             landing=r.choice([0.0, 0.0, 0.02, 0.2, 0.9]),
             landing_order=r.choice(["random", "fifo", "lifo"]),

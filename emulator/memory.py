@@ -16,12 +16,16 @@ LANES = 32
 
 
 class Conflict(NamedTuple):
-    """Two accesses that nothing orders: where, and of the first one its kind, its node and the column that wrote."""
+    """Two accesses that nothing orders: where, and of the first one its kind, its node and the column that wrote.
+
+    `late` says for which granules of the second one, a row for each access.
+    """
 
     kind: str
     granule: int
     node: int
     column: int
+    late: np.ndarray
 
 
 class Lines:
@@ -160,7 +164,7 @@ class Shared:
         if not late.any():
             return None
         granule = int(granules[late][0])
-        return Conflict(kind, granule, int(self.nodes[kind][granule]), int(self.writer[granule]))
+        return Conflict(kind, granule, int(self.nodes[kind][granule]), int(self.writer[granule]), late)
 
 
 class Buffer:
@@ -221,7 +225,7 @@ class Buffer:
         if not late.any():
             return None
         granule = int(granules[late][0])
-        return Conflict(kind, granule, int(self.node[granule]), int(self.writer[granule]))
+        return Conflict(kind, granule, int(self.node[granule]), int(self.writer[granule]), late)
 
 
 def _late(order, blocks, columns, times, threads):
