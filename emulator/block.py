@@ -10,6 +10,10 @@ from emulator.order import Clock, Order
 from emulator.parser import SIZES, Immediate, Memory, Nothing, Register, Special, Symbol, UnknownInstruction
 
 
+class NotUniform(UnknownInstruction):
+    """An operand that differs between lanes; if it does between warps only, each goes on its own."""
+
+
 class Lanes(NamedTuple):
     """Threads of a block that execute an instruction; `at` selects them in an array of all, as a slice if that can be."""
 
@@ -178,7 +182,7 @@ def _constant(value, kind, count):
 
 def _same(values):
     if len(values) > 1 and (values != values[0]).any():
-        raise UnknownInstruction("an operand that differs between lanes where one for all is expected")
+        raise NotUniform("an operand differs between lanes of a warp where one for all is expected")
     return int(values[0])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from emulator import accesses, barriers, control, copies
-from emulator.block import Block, Cluster, Group, Lanes
+from emulator.block import Block, Cluster, Group, Lanes, NotUniform
 from emulator.host import Launch
 from emulator.memory import LANES, Global
 from emulator.parser import SIZES, UnknownInstruction
@@ -130,6 +130,8 @@ class Machine:
                 tensor.check()
                 self.memory.rows(np.array([tensor.address]), tensor.last - tensor.address)
                 tensor_maps[PARAMETERS + offset + at] = tensor
+            if size != (value if mine else 8):
+                raise Violation("launch", f"parameter {i} has {size} bytes, and is given {value if mine else 8}")
             if not mine:
                 memory[offset : offset + size] = np.array([value], np.uint64).view(np.uint8)
         return memory, tensor_maps
@@ -206,7 +208,7 @@ class Machine:
         """Runs one node, or what can be run of it."""
         node, block = self.nodes[group.pc], group.block
         if len(group.threads) > LANES and self.random.random() >= self.policy.together:
-            self._split(group)
+            self._split(group, self._some_warps(group))
         if node.whole_warps and not group.ran and not self._whole(group):
             return
         if node.run is not None and not group.ran:
@@ -223,6 +225,9 @@ class Machine:
             if node.function is None or lanes is None or self.functions[node.index](self, group, node, lanes):
                 self.go(group, node.index + 1)
         except (Violation, UnknownInstruction) as problem:
+            if isinstance(problem, NotUniform) and (group.warps > 0).sum() > 1:
+                self._split(group, [np.flatnonzero(group.warps)[0]])
+                return
             problem.args = (f"{problem}\n    {self.place(node.index)}\n    block {block.index}, {_named(group.threads)}",)
             raise
 
@@ -232,11 +237,13 @@ class Machine:
         if len(group.block.groups) > 1:
             self._merge(group)
 
-    def _split(self, group):
-        """Some warps go first."""
-        warps = np.flatnonzero(group.warps)
-        chosen = self.random.sample(list(warps), self.random.randrange(1, len(warps))) if len(warps) > 1 else warps
-        first = np.isin(group.threads // LANES, chosen)
+    def _some_warps(self, group):
+        warps = np.flatnonzero(group.warps).tolist()
+        return self.random.sample(warps, self.random.randrange(1, len(warps))) if len(warps) > 1 else warps
+
+    def _split(self, group, warps):
+        """Those go first."""
+        first = np.isin(group.threads // LANES, warps)
         if not first.all():
             rest = Group(group.block, group.threads[~first], group.pc, self.random.random())
             rest.ran = group.ran

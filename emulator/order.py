@@ -115,7 +115,7 @@ class Order:
     def synchronize(self, threads: Threads, now: int) -> None:
         """Each of the threads comes after what all of them did."""
         self.acquire(threads, self.release(threads, now))
-        if threads == slice(0, self.threads):
+        if isinstance(threads, slice) and threads == slice(0, self.threads):
             self.all_until = now
 
     def fence(self, threads: Threads, now: int) -> None:

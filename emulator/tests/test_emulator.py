@@ -1,0 +1,151 @@
+"""The emulator itself: known answers, planted bugs, and what it refuses."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from emulator import host
+from emulator.instructions import TABLE, Visible
+from emulator.launch import Compiled, execute
+from emulator.machine import _FUNCTIONS
+from emulator.parser import UnknownInstruction, parse
+from emulator.report import Violation
+from emulator.tensormap import TensorMap
+from emulator.tests.examples import _HEAD, _TAIL, EXAMPLES, WRONG_RESULT
+from emulator.translator import translate
+
+DATA = pathlib.Path(__file__).parent / "data"
+SEEDS = range(8)
+BUGS = [(example, bug) for example in EXAMPLES for bug in example.bugs]
+RIGHT = [example for example in EXAMPLES if example.resident is None]
+
+
+@pytest.mark.parametrize("example", RIGHT, ids=lambda example: example.name)
+def test_known_answers(example):
+    """Right, and nothing is reported, whatever the adversary does."""
+    for seed in SEEDS:
+        assert example.run(example.body, seed) == ([], True)
+
+
+@pytest.mark.parametrize(("example", "bug"), BUGS, ids=[f"{example.name}: {bug.name}" for example, bug in BUGS])
+def test_planted_bugs(example, bug):
+    """Some adversary of a few makes each of them seen."""
+    assert bug.old in example.body
+    body = example.body.replace(bug.old, bug.new, 1)
+    seen = []
+    for seed in SEEDS:
+        reports, right = example.run(body, seed)
+        if bug.report == WRONG_RESULT and not right or bug.report != WRONG_RESULT and bug.report in "\n".join(reports):
+            return
+        seen += reports
+    pytest.fail(f"nobody reports {bug.report!r}, but {seen}")
+
+
+def test_there_are_many_bugs():
+    """So that a filter that takes some away is noticed."""
+    assert len(BUGS) >= 80
+
+
+def test_every_instruction_has_its_section_and_its_function():
+    for row in TABLE:
+        assert re.match(r"9\.7\.\d+ [a-z]", row.section), row
+        if isinstance(row, Visible):
+            assert row.function in _FUNCTIONS, row
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("wgmma.fence.sync.aligned;", "line 15: wgmma.fence.sync.aligned is not in the table"),
+        ("add.f16x2 %r1, %r2, %r3;", "not in the table"),
+        ("add.s32 %r1, %r2, %nothing;", "special register %nothing"),
+        ("add.s32 %r1, %r2;", "1 operands for 2"),
+        ("add.s64 %r1, %d1, %d2;", "a register of 4 bytes|i8 for a register"),
+        ("shfl.sync.bfly.b32 %r1, %r2, 1, 31, 0xFF;", "a mask that does not name all lanes"),
+        ("bra NOWHERE;", "what is NOWHERE?"),
+        ("call f;", "what is f?"),
+        (".local .align 4 .b8 stack[16];", r"line 15: \.local"),
+    ],
+)
+def test_what_it_does_not_know_it_refuses(line, message):
+    """With the line and the reason, rather than by guessing; nothing is executed."""
+    with pytest.raises(UnknownInstruction, match=message):
+        EXAMPLES[0].run(f"{line}\n", 0)
+
+
+def test_a_module_must_have_one_kernel():
+    with pytest.raises(UnknownInstruction, match="this one has 0"):
+        parse(".version 8.7\n.target sm_90a\n")
+    kernel = _HEAD + _TAIL
+    with pytest.raises(UnknownInstruction, match="this one has 2"):
+        parse(kernel + kernel)
+
+
+_MAP = TensorMap(4096, 4, (64, 64), (4, 256), (8, 64), 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"address": 4100}, "multiple of 16"),
+        ({"strides": (4, 250)}, "strides are multiples of 16"),
+        ({"strides": (8, 256)}, "innermost stride is one element"),
+        ({"box": (8, 257)}, "1 to 256 elements"),
+        ({"box": (6, 64)}, "multiples of 16 bytes, not 24"),
+        ({"box": (16, 64)}, "fit the swizzle of 32"),
+        ({"sizes": (0, 64)}, "sizes are 1 to"),
+        ({"swizzle": 48}, "swizzle is one of"),
+    ],
+)
+def test_a_tensor_map_that_the_driver_would_refuse(change, rule):
+    _MAP.check()
+    with pytest.raises(Violation, match=rule):
+        _MAP._replace(**change).check()
+
+
+def test_the_host_does_nothing_unknown():
+    with pytest.raises(UnknownInstruction, match="the host's code: br label"):
+        host.launch("define void @f(ptr %0, ptr %1) {\n  br label %2\n  ret void\n}", [])
+
+
+def _stored(name):
+    """A compiled kernel of tests/data."""
+    files = [(DATA / f"{name}.{kind}").read_text() for kind in ("ptx", "ll")]
+    return Compiled(*files, **STORED[name])
+
+
+_VIEW, _VALUES = ((3, 225, 4), "float32"), ((3, 1), "float32")
+STORED = {
+    "clipped_stores": {"inputs": [_VIEW, _VALUES, _VALUES], "outputs": [_VIEW, _VALUES, _VALUES, _VALUES], "aliases": {}}
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_stores_that_run_over_the_end_of_a_sample_are_found(seed):
+    """A kernel of jaxnorm 0.2 for H100, x of (1, 3, 30, 30): its last store of each instance is not clipped.
+
+    The interpreter of Pallas clips it, and no compiler objects: rows of one instance overwrite the first of the next.
+    """
+    x = np.random.default_rng(seed).standard_normal((3, 225, 4)).astype(np.float32)
+    ones = np.ones((3, 1), np.float32)
+    result = execute(_stored("clipped_stores"), [x, ones, ones], seed)
+    assert {error.kind for error in result.errors} == {"two stores to one place in global memory"}
+    assert {error.at.text.split()[1] for error in result.errors} == {"cp.async.bulk.global.shared::cta.bulk_group"}
+
+
+def test_reports_name_both_instructions():
+    """The kind, what was touched, and both instructions with their lines."""
+    store, load = "st.shared.b32 [%d5], %r10", "ld.shared.b32 %r12, [%d8]"
+    body = EXAMPLES[0].body.replace("bar.sync 0;", "").replace(f" {store}", f"\n{store}").replace(f" {load}", f"\n{load}")
+    reports, _ = EXAMPLES[0].run(body, 0)
+    kind, at, other = next(each for each in reports if each.startswith("a load of shared memory that nothing")).split("\n")
+    assert re.search(r"\(byte \d+ of shared memory, block 0, (of threads \d+ to|thread) \d+\)", kind), kind
+    assert re.fullmatch(rf"    {re.escape(load)} +PTX line \d+", at), at
+    assert re.fullmatch(rf"    {re.escape(store)} +PTX line \d+", other), other
+
+
+def test_unknown_instructions_are_found_before_anything_runs():
+    with pytest.raises(UnknownInstruction):
+        translate(parse(_HEAD + "tcgen05.fence::before_thread_sync;" + _TAIL))
