@@ -21,8 +21,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # Nothing runs on a GPU, and where there is one JAX would look for its libraries.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Mosaic makes millions of objects that live on.
-    gc.disable()
     from emulator.jaxnorm_calls import drawn, listed
 
     fixed = [] if options.skip_listed else listed(options.gpu)
@@ -39,7 +37,11 @@ def execute(gpu, calls, adversaries) -> int:
     compiler, start, wrong, kernels, total = Compiler(gpu), time.process_time(), 0, 0, 0
     for call in calls:
         begin, problems, executed = time.process_time(), [], 0
+        # Mosaic makes millions of objects that live on: the garbage collector need not look at them.
+        gc.disable()
         executable = Executable(compiler, gpu, call)
+        gc.freeze()
+        gc.enable()
         compiled = time.process_time() - begin
         for seed in range(adversaries):
             found, results = executable.run(seed)

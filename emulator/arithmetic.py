@@ -135,18 +135,26 @@ def joined(parts, kind):
 
 def shuffle(a, b, c, mode, count):
     """shfl.sync: the value of another lane of the warp, and whether that lane was in range."""
-    a = np.broadcast_to(a, count).reshape(-1, 32)
+    if np.ndim(a) == 0:
+        a = np.full(count, a)
     if np.ndim(b) == 0 and np.ndim(c) == 0:
-        source, inside = _sources(mode, int(b), int(c))
-        return a[:, source].reshape(-1), np.tile(inside, len(a))
+        source, inside = _sources(mode, int(b), int(c), count)
+        return a[source], inside
     b, c = (np.broadcast_to(each, count).reshape(-1, 32).astype(i8) for each in (b, c))
     source, inside = _other_lanes(mode, b, c)
-    return np.take_along_axis(a, source, 1).reshape(-1), inside.reshape(-1)
+    return a[_of_block(source)], inside.reshape(-1)
 
 
 @functools.cache
-def _sources(mode, b, c):
-    return _other_lanes(mode, b, c)
+def _sources(mode, b, c, count):
+    source, inside = _other_lanes(mode, b, c)
+    warps = np.ones((count // 32, 1), bool)
+    return _of_block(source * warps), (inside & warps).reshape(-1)
+
+
+def _of_block(lanes):
+    """Lanes of warps, a row for each, as places in an array of all."""
+    return (lanes + 32 * np.arange(len(lanes))[:, None]).reshape(-1)
 
 
 def _other_lanes(mode, b, c):

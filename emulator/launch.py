@@ -88,6 +88,9 @@ def execute(
     memory = Global(list(dict.fromkeys(buffers)))
     launch = host.launch(compiled.host, [buffer.base for buffer in buffers])
     machine = Machine(program or compiled.program(), launch, memory, seed, policy, limit=limit)
-    machine.run()
+    try:
+        machine.run()
+    finally:
+        machine.forget()
     outputs = [buffer.values.copy() for buffer in buffers[len(inputs) :]]
     return Result(outputs, machine.errors, machine.remarks, machine.executed)

@@ -53,7 +53,7 @@ class Policy:
         r = random.Random(seed)
         return Policy(
             schedule=r.choice(["uniform", "priorities"]),
-            together=r.choice([0.9, 0.5, 0.0]) if seed % 2 else 1.0,
+            together=r.choice([0.95, 0.9, 0.7, 0.0]) if seed % 2 else 1.0,
             burst=r.choice([1, 2, 8, 64]),
             landing=r.choice([0.0, 0.0, 0.02, 0.2, 0.9]),
             landing_order=r.choice(["random", "fifo", "lifo"]),
@@ -159,6 +159,13 @@ class Machine:
         with np.errstate(all="ignore"):
             while self.ready or self.pending or self.resident:
                 self._turn()
+
+    def forget(self) -> None:
+        """Lets go of the blocks, which refer to each other and would wait for the garbage collector."""
+        for block in self.blocks:
+            block.cluster = None
+            block.groups.clear()
+        self.blocks, self.ready, self.pending = [], [], []
 
     def dispatch(self) -> None:
         """Starts clusters where there is room."""

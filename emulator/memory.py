@@ -52,7 +52,8 @@ class Shared:
         self.base, self.size, self.granule, self.order, self.data = base, size, granule, order, garbage
         count, warps = len(garbage) // granule, order.threads // LANES
         self.writer, self.written = np.full(count, NOBODY, np.int32), np.zeros(count, np.int32)
-        self.reader, self.read = np.zeros((warps, count), np.int16), np.zeros((warps, count), np.int32)
+        self.reader, self.read = np.zeros((count, warps), np.int16), np.zeros((count, warps), np.int32)
+        self.lanes = np.arange(order.threads)[:, None] % LANES
         self.copy = np.full(count, NOBODY, np.int32)
         self.nodes = {kind: np.zeros(count, np.int32) for kind in ("write", "read", "bulk store")}
         self.mbarrier = np.zeros(count, bool)
@@ -60,10 +61,10 @@ class Shared:
     def lines(self, addresses: np.ndarray, size: int) -> Lines:
         """Bounds and alignment are checked."""
         offsets = addresses - self.base
-        low, high = int(offsets.min()), int(offsets.max()) + size
-        if low < 0 or high > self.size:
-            raise Violation("out of bounds", f"bytes {low} to {high} of {self.size} in shared memory")
-        if (offsets % size).any():
+        bits, high = int(np.bitwise_or.reduce(offsets)), int(offsets.max()) + size
+        if bits < 0 or high > self.size:
+            raise Violation("out of bounds", f"bytes {offsets.min()} to {high} of {self.size} in shared memory")
+        if bits % size:
             bad = int(offsets[offsets % size != 0][0])
             raise Violation("misaligned", f"{size} bytes at byte {bad} of shared memory")
         return Lines(offsets, size, self.granule)
@@ -82,18 +83,16 @@ class Shared:
         """Notes a load; the conflict that it has with a write."""
         granules, column = lines.granules, threads[:, None]
         late = self._late(column, granules)
-        warp, lane = column // LANES, column % LANES
-        reader, read = self.reader[warp, granules], self.read[warp, granules]
-        remembered = np.broadcast_to(lane.astype(np.int16), granules.shape)
+        index, lane = granules * self.read.shape[1] + column // LANES, self.lanes[threads].astype(np.int16)
+        readers, reads = self.reader.reshape(-1), self.read.reshape(-1)
+        read = reads[index]
         if read.max() > self.order.all_until:
             # A read that is over for the one that reads now may be forgotten: who comes after this comes after that.
-            over = self._known(threads, warp, reader) >= read
-            remembered = np.where(over, remembered, _MANY)
-        self.reader[warp, granules], self.read[warp, granules] = remembered, now
-        self.nodes["read"][granules] = node
-        mixed = self.reader[warp, granules] != remembered
+            lane = np.where(self._known(threads, column // LANES, readers[index]) >= read, lane, _MANY)
+        readers[index], reads[index], self.nodes["read"][granules] = lane, now, node
+        mixed = readers[index] != lane
         if mixed.any():
-            self.reader[np.broadcast_to(warp, granules.shape)[mixed], granules[mixed]] = _MANY
+            readers[index[mixed]] = _MANY
         return self._conflict("write", late, granules)
 
     def store(self, lines: Lines, threads: np.ndarray, node: int, now: int) -> Conflict | None:
@@ -111,7 +110,7 @@ class Shared:
     def _wrote(self, granules, column, node, time):
         self.writer[granules], self.written[granules], self.nodes["write"][granules] = column, time, node
         self.copy[granules] = NOBODY
-        self.read[:, granules] = 0
+        self.read[granules] = 0
 
     def copy_out(self, granules: np.ndarray, thread: int, column: int, node: int) -> tuple[Conflict | None, Conflict | None]:
         """Notes a bulk store; its conflicts: with a write, and with one that no proxy fence follows."""
@@ -140,9 +139,10 @@ class Shared:
         copy = self.copy[granules]
         if (copy >= 0).any() and (late := (copy >= 0) & (self.order.own[column, copy] < READ)).any():
             return self._conflict("bulk store", late, granules)
-        for warp, read in enumerate(self.read[:, granules]):
-            if read.max() > self.order.all_until:
-                late = self._known(threads, warp, self.reader[warp, granules]) < read
+        reads = self.read[granules]
+        if reads.max() > self.order.all_until:
+            for warp in range(reads.shape[-1]):
+                late = self._known(threads, warp, self.reader[granules, warp]) < reads[..., warp]
                 if late.any():
                     return self._conflict("read", late, granules)
         return None

@@ -138,7 +138,8 @@ def test_stores_that_run_over_the_end_of_a_sample_are_found(seed):
 def test_reports_name_both_instructions():
     """The kind, what was touched, and both instructions with their lines."""
     store, load = "st.shared.b32 [%d5], %r10", "ld.shared.b32 %r12, [%d8]"
-    body = EXAMPLES[0].body.replace("bar.sync 0;", "").replace(f" {store}", f"\n{store}").replace(f" {load}", f"\n{load}")
+    body = EXAMPLES[0].body.replace("bar.sync 0;", "").replace(f" {store}", f"\n{store}")
+    body = body.replace(f" {load};", f"\n{load};\n")
     reports, _ = EXAMPLES[0].run(body, 0)
     kind, at, other = next(each for each in reports if each.startswith("a load of shared memory that nothing")).split("\n")
     assert re.search(r"\(byte \d+ of shared memory, block 0, (of threads \d+ to|thread) \d+\)", kind), kind
