@@ -4,6 +4,7 @@ import argparse
 import gc
 import itertools
 import os
+import pathlib
 import sys
 import time
 
@@ -19,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--adversaries", type=int, default=2, help="schedules that each call is executed with")
     parser.add_argument("--skip-listed", action="store_true", help="random calls only")
     options = parser.parse_args(arguments)
+    root = pathlib.Path(__file__).parent.parent
+    sys.path += [str(root / folder) for folder in ("benchmarks", "tests")]
     # Nothing runs on a GPU, and where there is one JAX would look for its libraries.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from emulator.jaxnorm_calls import drawn, listed
@@ -49,12 +52,16 @@ def execute(gpu, calls, adversaries) -> int:
             executed += sum(result.executed for result in results)
         ran = time.process_time() - begin - compiled
         verdict = "WRONG" if problems else "right"
-        print(f"{gpu} {call}: {verdict}; {compiled:.1f} s to compile, {ran:.1f} s for {executed / 1e3:.0f}k instructions")
+        print(
+            f"{gpu} {call}: {verdict}; {compiled:.1f} s to compile, {ran:.1f} s for {executed / 1e3:.0f}k instructions"
+        )
         for problem in problems:
             print(f"  {problem}", flush=True)
         wrong, kernels, total = wrong + bool(problems), kernels + len(executable.function.kernels), total + executed
     seconds = time.process_time() - start
-    print(f"{gpu}: {kernels} kernels, {adversaries} adversaries each, {total / 1e6:.1f}M instructions of warps", end=", ")
+    print(
+        f"{gpu}: {kernels} kernels, {adversaries} adversaries each, {total / 1e6:.1f}M instructions of warps", end=", "
+    )
     print(f"{seconds:.0f} CPU seconds: {f'{wrong} calls are WRONG' if wrong else 'all right'}")
     return wrong
 

@@ -5,8 +5,8 @@ import numpy as np
 from emulator.block import Group, Lanes
 from emulator.memory import Buffer, Conflict
 from emulator.order import Clock, joined
-from emulator.parser import SIZES, UnknownInstruction, Vector
-from emulator.report import Violation
+from emulator.parser import SIZES, UnknownInstructionError, Vector
+from emulator.report import KernelError
 
 # The first generic address that is not one of shared memory: see Block.
 _SHARED_END = 1 << 24
@@ -29,7 +29,9 @@ class Access:
         registers, self.memory = instruction.operands[:: 1 if node.function == "load" else -1]
         self.registers = registers.parts if isinstance(registers, Vector) else (registers,)
         if len(self.registers) != self.parts or kind == "pred":
-            raise UnknownInstruction(f"line {instruction.line}: {instruction.opcode} of {len(self.registers)} registers")
+            raise UnknownInstructionError(
+                f"line {instruction.line}: {instruction.opcode} of {len(self.registers)} registers"
+            )
 
     @property
     def bytes(self) -> int:
@@ -44,7 +46,9 @@ def access(node) -> Access:
 
 def smallest_shared_access(nodes) -> int:
     """In bytes, of threads; at most that of an mbarrier."""
-    sizes = [access(node).bytes for node in nodes if node.function in ("load", "store") and access(node).space != "global"]
+    sizes = [
+        access(node).bytes for node in nodes if node.function in ("load", "store") and access(node).space != "global"
+    ]
     copies = [node.instruction.operands[2].value for node in nodes if node.function == "copy_of_thread"]
     return min([8, *sizes, *copies])
 
@@ -196,7 +200,7 @@ def _store_global(machine, block, node, what, addresses, threads, values):
 
 def check_writable(buffer: Buffer, what: str) -> None:
     if not buffer.writable:
-        raise Violation("out of bounds", f"{what} to {buffer.name}, which is an input")
+        raise KernelError("out of bounds", f"{what} to {buffer.name}, which is an input")
 
 
 def report_stores(machine, buffer: Buffer, node, conflict: Conflict, before, after) -> None:
@@ -245,7 +249,7 @@ _OPERATIONS = {
 def atomic(machine, group: Group, node, lanes: Lanes) -> bool:
     block, words, operands = group.block, node.words, node.instruction.operands
     if words["T"][0] not in "us" or SIZES[words["T"]] < 4:
-        raise UnknownInstruction(f"atomic operations on {words['T']}")
+        raise UnknownInstructionError(f"atomic operations on {words['T']}")
     kind = ("u" if words["T"][0] == "u" else "i") + str(SIZES[words["T"]])
     returns = words["base"] == "atom"
     memory, operand = operands[returns : returns + 2]

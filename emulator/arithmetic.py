@@ -40,8 +40,8 @@ def fma_to_zero(a, b, c):
 
 def in_pairs(function, *operands):
     """f32x2: two float32 in 64 bits."""
-    halves = [np.atleast_1d(operand).view(f4) for operand in operands]
-    return function(*halves).view(u8)
+    halves = [np.atleast_1d(operand).view(f4).reshape(-1, 2) for operand in operands]
+    return function(*halves).view(u8)[:, 0]
 
 
 def to_bf16(x):

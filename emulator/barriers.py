@@ -5,8 +5,8 @@ import numpy as np
 from emulator.block import Block, Group, Lanes
 from emulator.memory import LANES
 from emulator.order import WRITTEN, Clock, joined
-from emulator.parser import Nothing, UnknownInstruction
-from emulator.report import Violation
+from emulator.parser import Nothing, UnknownInstructionError
+from emulator.report import KernelError
 
 _CLUSTER_WINDOW = 1 << 24
 _MOST_ARRIVALS = MOST_BYTES = (1 << 20) - 1
@@ -51,14 +51,16 @@ class Barrier:
 def barrier(machine, group: Group, node, lanes: Lanes) -> bool:
     block, operands = group.block, node.instruction.operands
     if len(lanes.threads) < len(group.threads):
-        raise UnknownInstruction("a barrier that some lanes of a warp skip")
+        raise UnknownInstructionError("a barrier that some lanes of a warp skip")
     number = block.uniform(operands[0], "u4", lanes)
     expected = block.uniform(operands[1], "u4", lanes) if len(operands) > 1 else machine.threads
     if number > 15 or expected % LANES or not 0 < expected <= machine.threads:
-        raise Violation("barrier", f"number {number} for {expected} threads: 0 to 15, for whole warps of the block")
+        raise KernelError("barrier", f"number {number} for {expected} threads: 0 to 15, for whole warps of the block")
     found = block.barriers.setdefault(number, Barrier(expected))
     if found.expected != expected:
-        raise Violation("barrier", f"number {number} is for {expected} threads here and for {found.expected} elsewhere")
+        raise KernelError(
+            "barrier", f"number {number} is for {expected} threads here and for {found.expected} elsewhere"
+        )
     # A warp counts as a whole, whatever lanes of it have left.
     found.arrived += LANES * int((group.warps > 0).sum())
     found.members.append((group, node.index))
@@ -66,7 +68,7 @@ def barrier(machine, group: Group, node, lanes: Lanes) -> bool:
         machine.block(group, f"barrier {number}")
         return False
     if found.arrived > expected:
-        raise Violation("barrier", f"number {number}: {found.arrived} threads come where {expected} are expected")
+        raise KernelError("barrier", f"number {number}: {found.arrived} threads come where {expected} are expected")
     del block.barriers[number]
     members = np.sort(np.concatenate([member.threads for member, _ in found.members]))
     block.order.synchronize(Lanes.of(members).at, machine.now)
@@ -93,7 +95,7 @@ def cluster_arrive(machine, group: Group, node, lanes: Lanes) -> bool:
     block, cluster, threads = group.block, group.block.cluster, lanes.threads
     steps = cluster.steps[block.index]
     if (steps[threads] % 2).any():
-        raise Violation("cluster barrier", "a second arrival before the wait")
+        raise KernelError("cluster barrier", "a second arrival before the wait")
     steps[threads] += 1
     if node.words.get("order") != "relaxed":
         clock = block.order.release(lanes.at, machine.now)
@@ -116,7 +118,7 @@ def cluster_wait(machine, group: Group, node, lanes: Lanes) -> bool:
     block, cluster, threads = group.block, group.block.cluster, lanes.threads
     steps = cluster.steps[block.index]
     if (steps[threads] % 2 == 0).any():
-        raise Violation("cluster barrier", "a wait without an arrival")
+        raise KernelError("cluster barrier", "a wait without an arrival")
     if (2 * cluster.phase <= steps[threads]).any():
         cluster.waiting.append(group)
         machine.block(group, "the cluster")
@@ -155,13 +157,13 @@ class MBarrier:
 def mbarrier_init(machine, group: Group, node, lanes: Lanes) -> bool:
     block, (where, count) = group.block, node.instruction.operands
     if len(lanes.threads) != 1:
-        raise Violation("mbarrier", f"{len(lanes.threads)} threads initialize it at once")
+        raise KernelError("mbarrier", f"{len(lanes.threads)} threads initialize it at once")
     offset = _offset(machine, block, block.address(where, lanes))
     arrivals, thread = block.uniform(count, "u4", lanes), int(lanes.threads[0])
     if not 1 <= arrivals <= _MOST_ARRIVALS:
-        raise Violation("mbarrier", f"a count of {arrivals}; it is 1 to {_MOST_ARRIVALS}")
+        raise KernelError("mbarrier", f"a count of {arrivals}; it is 1 to {_MOST_ARRIVALS}")
     if offset in block.mbarriers:
-        raise Violation("mbarrier", f"the one at byte {offset} is initialized twice")
+        raise KernelError("mbarrier", f"the one at byte {offset} is initialized twice")
     block.mbarriers[offset] = MBarrier(arrivals, thread, machine.now)
     block.shared.mbarrier[block.shared.granules_of(offset, 8)] = True
     return True
@@ -170,7 +172,7 @@ def mbarrier_init(machine, group: Group, node, lanes: Lanes) -> bool:
 def _offset(machine, block, address):
     offset = address - machine.shared_base
     if offset % 8 or not 0 <= offset <= block.shared.size - 8:
-        raise Violation("out of bounds", f"an mbarrier at byte {offset} of {block.shared.size} in shared memory")
+        raise KernelError("out of bounds", f"an mbarrier at byte {offset} of {block.shared.size} in shared memory")
     return offset
 
 
@@ -178,13 +180,15 @@ def find_mbarrier(machine, block: Block, address: int, *, remote: bool = False) 
     """The mbarrier at an address, and the block that it belongs to."""
     if address >= _CLUSTER_WINDOW:
         if not remote:
-            raise Violation("out of bounds", "an address of another block's shared memory where one of this is needed")
+            raise KernelError(
+                "out of bounds", "an address of another block's shared memory where one of this is needed"
+            )
         block, address = block.cluster.blocks[address // _CLUSTER_WINDOW - 1], address % _CLUSTER_WINDOW
         if block.left:
-            raise Violation("mbarrier", f"block {block.index}, to which it belongs, has left")
+            raise KernelError("mbarrier", f"block {block.index}, to which it belongs, has left")
     offset = _offset(machine, block, address)
     if offset not in block.mbarriers:
-        raise Violation("mbarrier", f"the one at byte {offset} of block {block.index} is not initialized")
+        raise KernelError("mbarrier", f"the one at byte {offset} of block {block.index} is not initialized")
     return block, block.mbarriers[offset]
 
 
@@ -204,7 +208,7 @@ def check_known(machine, user: Block, owner: Block, found: MBarrier, threads, no
 def mbarrier_arrive(machine, group: Group, node, lanes: Lanes) -> bool:
     block, (state, where, *rest) = group.block, node.instruction.operands
     if not isinstance(state, Nothing):
-        raise UnknownInstruction("an arrival whose state is kept")
+        raise UnknownInstructionError("an arrival whose state is kept")
     addresses = block.addresses(where, lanes)
     for address in {*addresses.tolist()}:
         here = lanes.threads[addresses == address]
@@ -216,10 +220,10 @@ def mbarrier_arrive(machine, group: Group, node, lanes: Lanes) -> bool:
         elif rest:
             arrivals *= block.uniform(rest[0], "u4", lanes)
         if abs(found.bytes) > MOST_BYTES:
-            raise Violation("mbarrier", f"{found.bytes} bytes are expected; at most {MOST_BYTES} can be")
+            raise KernelError("mbarrier", f"{found.bytes} bytes are expected; at most {MOST_BYTES} can be")
         found.pending -= arrivals
         if found.pending < 0:
-            raise Violation("mbarrier", f"{-found.pending} arrivals more than the {found.count} of a phase")
+            raise KernelError("mbarrier", f"{-found.pending} arrivals more than the {found.count} of a phase")
         if node.words.get("order") != "relaxed":
             _arrived(block, owner, found, block.order.release(Lanes.of(here).at, machine.now), node.words.get("scope"))
         complete_phase(machine, found)
@@ -253,12 +257,12 @@ def complete_phase(machine, found: MBarrier) -> None:
 def mbarrier_wait(machine, group: Group, node, lanes: Lanes) -> bool:
     block, (result, where, parity, *_) = group.block, node.instruction.operands
     if node.instruction.predicate is not None:
-        raise UnknownInstruction("a wait that some lanes skip")
+        raise UnknownInstructionError("a wait that some lanes skip")
     _, found = find_mbarrier(machine, block, block.address(where, lanes))
     check_known(machine, block, block, found, lanes.threads, node)
     wanted = block.uniform(parity, "u4", lanes)
     if wanted not in (0, 1):
-        raise Violation("mbarrier", f"a parity of {wanted}")
+        raise KernelError("mbarrier", f"a parity of {wanted}")
     done, tries = found.phase & 1 != wanted, node.words["how"] == "try_wait"
     spurious = machine.random.random() < machine.policy.spurious
     if tries and not done and not spurious:
@@ -279,7 +283,7 @@ def map_address(machine, group: Group, node, lanes: Lanes) -> bool:
     block, (result, address, rank) = group.block, node.instruction.operands
     ranks = block.value(rank, "u4", lanes).astype(np.int64)
     if int(ranks.max()) >= len(block.cluster.blocks):
-        raise Violation("cluster", f"rank {ranks.max()} of {len(block.cluster.blocks)}")
+        raise KernelError("cluster", f"rank {ranks.max()} of {len(block.cluster.blocks)}")
     addresses = block.value(address, "u4", lanes) + (ranks + 1) * _CLUSTER_WINDOW
     block.write(result, addresses.astype(np.uint32), lanes)
     return True

@@ -7,15 +7,15 @@ import numpy as np
 
 from emulator.memory import LANES, Shared
 from emulator.order import Clock, Order
-from emulator.parser import SIZES, Immediate, Memory, Nothing, Register, Special, Symbol, UnknownInstruction
+from emulator.parser import SIZES, Immediate, Memory, Nothing, Register, Special, Symbol, UnknownInstructionError
 
 
-class NotUniform(UnknownInstruction):
+class NotUniformError(UnknownInstructionError):
     """An operand that differs between lanes; if it does between warps only, each goes on its own."""
 
 
 class Lanes(NamedTuple):
-    """Threads of a block that execute an instruction; `at` selects them in an array of all, as a slice if that can be."""
+    """Threads of a block that execute an instruction; `at` selects them in an array of all, as a slice if possible."""
 
     threads: np.ndarray
     at: slice | np.ndarray
@@ -53,12 +53,14 @@ class Group:
 class Block:
     """A thread block: registers, shared memory, barriers, and what its threads know of each other."""
 
-    def __init__(self, machine: "Machine", index: int, rank: int):
+    def __init__(self, machine, index: int, rank: int):
         self.machine, self.index, self.rank, self.cluster = machine, index, rank, None
         threads = machine.threads
         self.order = Order(index, threads)
         shared = machine.launch.shared_bytes
-        self.shared = Shared(machine.shared_base, shared, machine.granule, self.order, machine.garbage(-(-shared // 16) * 16))
+        self.shared = Shared(
+            machine.shared_base, shared, machine.granule, self.order, machine.garbage(-(-shared // 16) * 16)
+        )
         self.lane = np.arange(threads) % LANES
         # The lanes of each warp that have not left.
         self.live = np.full(threads // LANES, LANES)
@@ -111,7 +113,7 @@ class Block:
             "dynamic_smem_size": lambda: launch.shared_bytes,
         }
         if name not in values:
-            raise UnknownInstruction(f"the special register %{name} is not known")
+            raise UnknownInstructionError(f"the special register %{name} is not known")
         return values[name]()
 
     def address_of(self, name: str) -> int:
@@ -146,7 +148,7 @@ class Block:
                 return _constant(value, kind, len(lanes.threads))
             case Special(name):
                 return self.special(name)[lanes.at].astype(kind)
-        raise UnknownInstruction(f"operand {operand}")
+        raise UnknownInstructionError(f"operand {operand}")
 
     def uniform(self, operand, kind: str, lanes: Lanes) -> int:
         return _same(self.value(operand, kind, lanes))
@@ -161,7 +163,7 @@ class Block:
             case Register(slot):
                 size = SIZES[self.machine.program.kernel.registers[slot]]
                 return self.value(operand.base, f"u{size}", lanes).astype(np.int64) + operand.offset
-        raise UnknownInstruction(f"address {operand}")
+        raise UnknownInstructionError(f"address {operand}")
 
     def address(self, operand: Memory, lanes: Lanes) -> int:
         return _same(self.addresses(operand, lanes))
@@ -182,7 +184,7 @@ def _constant(value, kind, count):
 
 def _same(values):
     if len(values) > 1 and (values != values[0]).any():
-        raise NotUniform("an operand differs between lanes of a warp where one for all is expected")
+        raise NotUniformError("an operand differs between lanes of a warp where one for all is expected")
     return int(values[0])
 
 

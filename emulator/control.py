@@ -7,7 +7,7 @@ it; if not, it waits, it is gone, or it is somewhere else.
 import numpy as np
 
 from emulator.block import Group, Lanes
-from emulator.report import Violation
+from emulator.report import KernelError
 
 
 def branch(machine, group: Group, node, lanes: Lanes) -> bool:
@@ -20,7 +20,7 @@ def branch_by_table(machine, group: Group, node, lanes: Lanes) -> bool:
     index, table = node.instruction.operands
     chosen = group.block.value(index, "u4", lanes)
     if int(chosen.max()) >= len(table.labels):
-        raise Violation("branch", f"entry {chosen.max()} of a table of {len(table.labels)}")
+        raise KernelError("branch", f"entry {chosen.max()} of a table of {len(table.labels)}")
     targets = [machine.program.labels[label.index] for label in table.labels]
     parts = [(lanes.threads[chosen == i], targets[i]) for i in np.unique(chosen)]
     _go_apart(machine, group, node.index + 1, parts)
@@ -48,7 +48,7 @@ def leave(machine, group: Group, node, lanes: Lanes) -> bool:
 
 
 def trap(machine, group: Group, node, lanes: Lanes) -> bool:
-    raise Violation("trap", "the kernel traps")
+    raise KernelError("trap", "the kernel traps")
 
 
 def nothing(machine, group: Group, node, lanes: Lanes) -> bool:

@@ -12,7 +12,7 @@ from emulator import accesses, barriers
 from emulator.block import Block, Group, Lanes
 from emulator.memory import NOBODY
 from emulator.order import READ, WRITTEN
-from emulator.report import Violation
+from emulator.report import KernelError
 from emulator.tensormap import Box, TensorMap, box_at, contiguous
 
 
@@ -44,7 +44,14 @@ class ThreadCopies:
     """
 
     def __init__(self, block: Block, threads, node, sources, lines, size: int):
-        self.block, self.threads, self.node, self.sources, self.lines, self.size = block, threads, node, sources, lines, size
+        self.block, self.threads, self.node, self.sources, self.lines, self.size = (
+            block,
+            threads,
+            node,
+            sources,
+            lines,
+            size,
+        )
         self.column = block.order.new_copy()
         self.groups, self.landed = np.full(len(threads), -1), np.zeros(len(threads), bool)
         self.taken = np.zeros(len(threads), bool)
@@ -66,7 +73,7 @@ class Piece(NamedTuple):
 def copy_of_thread(machine, group: Group, node, lanes: Lanes) -> bool:
     block, (target, source, size) = group.block, node.instruction.operands
     if size.value not in ((16,) if node.words["how"] == "cg" else (4, 8, 16)):
-        raise Violation("copy", f"cp.async.{node.words['how']} of {size.value} bytes")
+        raise KernelError("copy", f"cp.async.{node.words['how']} of {size.value} bytes")
     lines = block.shared.lines(block.addresses(target, lanes), size.value)
     sources = block.addresses(source, lanes)
     machine.memory.find(sources, size.value)
@@ -125,7 +132,7 @@ def prefetch_tensor_map(machine, group: Group, node, lanes: Lanes) -> bool:
 
 def _tensor_map(machine, address) -> TensorMap:
     if address % 64 or address not in machine.tensor_maps:
-        raise Violation("copy", f"there is no tensor map at {address:#x}")
+        raise KernelError("copy", f"there is no tensor map at {address:#x}")
     return machine.tensor_maps[address]
 
 
@@ -136,17 +143,21 @@ def _box(machine, block, node, far, near, size, lanes) -> tuple[Box, int]:
         tensor = _tensor_map(machine, block.address(far, lanes))
         coordinates = [block.uniform(each, "i4", lanes) for each in far.coordinates.parts]
         if len(coordinates) != int(node.words["rank"]):
-            raise Violation("copy", f"{len(coordinates)} coordinates in {node.words['rank']} dimensions")
+            raise KernelError("copy", f"{len(coordinates)} coordinates in {node.words['rank']} dimensions")
         box, alignment = box_at(tensor, coordinates), 128
     else:
         box, alignment = contiguous(block.address(far, lanes), block.uniform(size, "u4", lanes)), 16
     if address % alignment:
-        raise Violation("misaligned", f"a bulk copy at address {address} of shared memory: no multiple of {alignment}")
+        raise KernelError(
+            "misaligned", f"a bulk copy at address {address} of shared memory: no multiple of {alignment}"
+        )
     if box.is_empty:
         machine.find("a bulk copy of nothing", node.index, error=False)
     low = address - shared.base
     if low < 0 or low + box.rows * box.inner > shared.size:
-        raise Violation("out of bounds", f"a copy of bytes {low} to {low + box.rows * box.inner} of {shared.size} in shared memory")
+        raise KernelError(
+            "out of bounds", f"a copy of bytes {low} to {low + box.rows * box.inner} of {shared.size} in shared memory"
+        )
     return box, address
 
 
@@ -192,7 +203,11 @@ def bulk_store(machine, group: Group, node, lanes: Lanes) -> bool:
         late, unfenced = shared.copy_out(granules, int(thread), copy.column, node.index)
         if late:
             copied = late.column >= block.order.threads
-            why = "an asynchronous copy may not have written yet" if copied else "is written by a thread that nothing orders before it"
+            why = (
+                "an asynchronous copy may not have written yet"
+                if copied
+                else "is written by a thread that nothing orders before it"
+            )
             accesses.report_shared(machine, block, f"a bulk store reads what {why}", node, late, one.threads)
         if unfenced:
             kind = "a bulk store reads what a thread wrote without fence.proxy.async"
@@ -271,7 +286,7 @@ def _land_load(machine, copy, piece):
     copy.to_write -= 1
     copy.mbarrier.bytes -= rows.size
     if abs(copy.mbarrier.bytes) > barriers.MOST_BYTES:
-        raise Violation("mbarrier", f"{-copy.mbarrier.bytes} bytes more than expected")
+        raise KernelError("mbarrier", f"{-copy.mbarrier.bytes} bytes more than expected")
     barriers.complete_phase(machine, copy.mbarrier)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from emulator.parser import UnknownInstruction
+from emulator.parser import UnknownInstructionError, split
 from emulator.tensormap import TensorMap
 
 # The element types of mosaic_gpu_init_tma_desc (jaxlib/mosaic/gpu/runtime.cc), in bytes.
@@ -35,14 +35,16 @@ class Launch(NamedTuple):
 
 def launch(text: str, buffers: list[int]) -> Launch:
     """The launch for buffers at those addresses."""
-    body = re.search(r"^define void @(?!_mlir_ciface)\w+\(ptr %0, ptr %1\)[^\n]*\{\n(.*?)^\s*ret void", text, re.M | re.S)
+    body = re.search(
+        r"^define void @(?!_mlir_ciface)\w+\(ptr %0, ptr %1\)[^\n]*\{\n(.*?)^\s*ret void", text, re.M | re.S
+    )
     if body is None:
-        raise UnknownInstruction("the host's code has no function of two pointers")
+        raise UnknownInstructionError("the host's code has no function of two pointers")
     host = _Host(buffers)
     for line in filter(None, map(str.strip, body[1].splitlines())):
         host.execute(line)
     if host.launch is None:
-        raise UnknownInstruction("the host's code has no launch")
+        raise UnknownInstructionError("the host's code has no launch")
     return host.launch
 
 
@@ -71,7 +73,7 @@ class _Host:
         result, _, rest = line.rpartition(" = ") if line.startswith("%") else (None, None, line)
         operation, _, rest = rest.partition(" ")
         if operation not in self.operations:
-            raise UnknownInstruction(f"the host's code: {line}")
+            raise UnknownInstructionError(f"the host's code: {line}")
         value = self.operations[operation](rest)
         if result:
             self.values[result] = value
@@ -85,21 +87,21 @@ class _Host:
         return self.values[text] if text.startswith("%") else int(text)
 
     def load(self, rest):
-        kind, pointer, *_ = _split(rest)
+        kind, pointer, *_ = split(rest)
         # A tensor map as a whole: where it is passed on, its address says which.
         return None if kind.startswith("[") else self.memory[self.value(pointer)]
 
     def store(self, rest):
-        value, pointer, *_ = _split(rest)
+        value, pointer, *_ = split(rest)
         self.memory[self.value(pointer)] = self.value(value)
 
     def alloca(self, rest):
-        kind, *others = _split(rest)
+        kind, *others = split(rest)
         counts = [int(other.split()[1]) for other in others if other.startswith("i64 ")]
         return self.allocate(_size(kind) * (counts[0] if counts else 1))
 
     def element_address(self, rest):
-        kind, pointer, *indices = _split(re.sub(r"^(inbounds |nuw |nusw )+", "", rest))
+        kind, pointer, *indices = split(re.sub(r"^(inbounds |nuw |nusw )+", "", rest))
         first, *others = map(self.value, indices)
         address = self.value(pointer) + first * _size(kind)
         for index in others:
@@ -109,12 +111,12 @@ class _Host:
         return address
 
     def insert(self, rest):
-        aggregate, value, *path = _split(rest)
+        aggregate, value, *path = split(rest)
         old = self.values.get(aggregate.split()[-1], {})
         return old | {tuple(map(int, path)): self.value(value)}
 
     def extract(self, rest):
-        aggregate, *path = _split(rest)
+        aggregate, *path = split(rest)
         return self.values[aggregate.split()[-1]][tuple(map(int, path))]
 
     def binary(self, rest, function):
@@ -131,7 +133,7 @@ class _Host:
         elif name == "mosaic_gpu_build_kernel_spec":
             self.describe(*values)
         else:
-            raise UnknownInstruction(f"the host calls {name}")
+            raise UnknownInstructionError(f"the host calls {name}")
 
     def encode(self, where, address, kind, rank, sizes, strides, swizzle, box):
         def read(pointer):
@@ -144,7 +146,7 @@ class _Host:
     def describe(self, _, *numbers):
         *shape, shared, other, count, pointers, sizes = numbers
         if other:
-            raise UnknownInstruction(f"a launch with {other} where 0 is known")
+            raise UnknownInstructionError(f"a launch with {other} where 0 is known")
         parameters, tensor_maps = [], {}
         for i in range(count):
             pointer, size = self.memory[pointers + 8 * i], self.memory[sizes + 4 * i]
@@ -168,16 +170,5 @@ def _fields(kind):
     if found := re.fullmatch(r"\[(\d+) x (.*)\]", kind):
         return [found[2]] * int(found[1])
     if kind.startswith("{"):
-        return _split(kind[1:-1])
-    raise UnknownInstruction(f"the host's type {kind!r}")
-
-
-def _split(text):
-    """At commas outside of brackets."""
-    parts, depth, start = [], 0, 0
-    for i, character in enumerate(text):
-        depth += (character in "{[(") - (character in "}])")
-        if character == "," and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    return [*parts, text[start:].strip()]
+        return split(kind[1:-1])
+    raise UnknownInstructionError(f"the host's type {kind!r}")

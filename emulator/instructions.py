@@ -1,7 +1,7 @@
 """What instructions mean: one table, with the section of the PTX ISA (9.0) that defines each.
 
-A pattern is an opcode in which [.x] may be missing, <name:a|b> is one of several words, and {int}, {bits}, ... are types:
-the type of {int} is called T in the other columns, that of {to} is D, and W is twice as wide as T.
+A pattern is an opcode in which [.x] may be missing, <name:a|b> is one of several words, and {int}, {bits}, ... are
+types: the type of {int} is called T in the other columns, that of {to} is D, and W is twice as wide as T.
 
 An instruction that touches registers alone has the types of its results and operands, `results = operands`, and its
 meaning as a Python expression of the operands a, b, c, d (emulator/arithmetic.py). .ftz and .sat need no mention.
@@ -142,7 +142,10 @@ TABLE = [
     Registers("ld.param[::entry].{any}", "9.7.9 ld", "T = parameter", "B.parameter(*a, T)"),
     # Lanes of a warp with each other: all of them come together.
     Registers(
-        "shfl.sync.<how:up|down|bfly|idx>.b32", "9.7.9 shfl.sync", "b32|pred = b32 b32 b32 all", "shuffle(a, b, c, '{how}', n)"
+        "shfl.sync.<how:up|down|bfly|idx>.b32",
+        "9.7.9 shfl.sync",
+        "b32|pred = b32 b32 b32 all",
+        "shuffle(a, b, c, '{how}', n)",
     ),
     Registers("elect.sync", "9.7.13 elect.sync", "u32|pred = all", "B.elect(s)"),
     Registers("vote.sync.all.pred", "9.7.13 vote.sync", "pred = pred all", "of_warps(vote(a, False, n).all(1))"),
@@ -203,7 +206,9 @@ TABLE = [
     Visible("cp.async.commit_group", "9.7.9 cp.async.commit_group", "commit"),
     Visible("cp.async.<how:wait_group|wait_all>", "9.7.9 cp.async.wait_group", "wait_for_copies_of_thread"),
     Visible(
-        "cp.async.bulk.<to:shared::cta|shared::cluster>.global.mbarrier::complete_tx::bytes", "9.7.9 cp.async.bulk", "bulk_load"
+        "cp.async.bulk.<to:shared::cta|shared::cluster>.global.mbarrier::complete_tx::bytes",
+        "9.7.9 cp.async.bulk",
+        "bulk_load",
     ),
     Visible("cp.async.bulk.global.shared::cta.bulk_group", "9.7.9 cp.async.bulk", "bulk_store"),
     Visible(
@@ -212,7 +217,9 @@ TABLE = [
         "bulk_load",
     ),
     Visible(
-        "cp.async.bulk.tensor.<rank:1|2|3|4|5>d.global.shared::cta.bulk_group", "9.7.9 cp.async.bulk.tensor", "bulk_store"
+        "cp.async.bulk.tensor.<rank:1|2|3|4|5>d.global.shared::cta.bulk_group",
+        "9.7.9 cp.async.bulk.tensor",
+        "bulk_store",
     ),
     Visible("cp.async.bulk.commit_group", "9.7.9 cp.async.bulk.commit_group", "bulk_commit"),
     Visible("cp.async.bulk.wait_group[.<read:read>]", "9.7.9 cp.async.bulk.wait_group", "bulk_wait"),

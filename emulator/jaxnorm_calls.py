@@ -1,13 +1,12 @@
 """Calls of jaxnorm's kernel, forward and backward, executed by the emulator and compared with float64.
 
-This file alone knows jaxnorm. It goes through public calls with `implementation="pallas"`, and lets jaxnorm believe that
-the GPU is smaller than it is, so that small arrays take every kind of copies and synchronization.
+This file alone knows jaxnorm. It goes through public calls with `implementation="pallas"`, and lets jaxnorm believe
+that the GPU is smaller than it is, so that small arrays take every kind of copies and synchronization. It needs the
+folders benchmarks/ and tests/ in the path of modules.
 """
 
 import dataclasses
 import functools
-import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from unittest import mock
@@ -15,10 +14,6 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path += [str(ROOT / folder) for folder in ("benchmarks", "tests") if str(ROOT / folder) not in sys.path]
-
 import oracle
 import tolerance
 from aot import Compiler

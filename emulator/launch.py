@@ -59,7 +59,7 @@ def execute(
     program: Program | None = None,
     limit: int = 50_000_000,
 ) -> Result:
-    """Runs the kernel once, with the adversary of a seed. Raises Violation where it cannot go on.
+    """Runs the kernel once, with the adversary of a seed. Raises KernelError where it cannot go on.
 
     Args:
       program: compiled.program(), if it is there already.

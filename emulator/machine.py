@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from emulator import accesses, barriers, control, copies
-from emulator.block import Block, Cluster, Group, Lanes, NotUniform
+from emulator.block import Block, Cluster, Group, Lanes, NotUniformError
 from emulator.host import Launch
 from emulator.memory import LANES, Global
-from emulator.parser import SIZES, UnknownInstruction
-from emulator.report import Finding, Violation, place
+from emulator.parser import SIZES, UnknownInstructionError
+from emulator.report import Finding, KernelError, place
 from emulator.translator import Program
 
 PARAMETERS = 1 << 56
@@ -90,11 +90,13 @@ class Machine:
         self.functions = [_FUNCTIONS[node.function] if node.function else None for node in self.nodes]
         self.threads = launch.block[0] * launch.block[1] * launch.block[2]
         if self.threads % LANES:
-            raise UnknownInstruction(f"blocks are made of whole warps; this one has {self.threads} threads")
+            raise UnknownInstructionError(f"blocks are made of whole warps; this one has {self.threads} threads")
         if any(n != 1 for n in (*launch.grid[1:], *launch.cluster[1:])):
-            raise UnknownInstruction("grids and clusters have one dimension")
+            raise UnknownInstructionError("grids and clusters have one dimension")
         if program.kernel.cluster not in (None, launch.cluster):
-            raise Violation("launch", f"the kernel requires clusters of {program.kernel.cluster}, not {launch.cluster}")
+            raise KernelError(
+                "launch", f"the kernel requires clusters of {program.kernel.cluster}, not {launch.cluster}"
+            )
         self.granule = granule or accesses.smallest_shared_access(self.nodes)
         self.shared_base = 1024 * self.random.choice([1, 1, 2, 5])
         self.leader = self.random.choice([0, 0, self.random.randrange(LANES)])
@@ -122,7 +124,7 @@ class Machine:
     def _parameters(self):
         kernel, launch = self.program.kernel, self.launch
         if len(kernel.parameters) != len(launch.parameters):
-            raise Violation("launch", f"{len(launch.parameters)} parameters for {len(kernel.parameters)}")
+            raise KernelError("launch", f"{len(launch.parameters)} parameters for {len(kernel.parameters)}")
         memory, tensor_maps = np.zeros(kernel.parameter_bytes, np.uint8), {}
         for i, ((offset, size), value) in enumerate(zip(kernel.parameters.values(), launch.parameters, strict=True)):
             mine = {at: tensor for (parameter, at), tensor in launch.tensor_maps.items() if parameter == i}
@@ -131,7 +133,7 @@ class Machine:
                 self.memory.rows(np.array([tensor.address]), tensor.last - tensor.address)
                 tensor_maps[PARAMETERS + offset + at] = tensor
             if size != (value if mine else 8):
-                raise Violation("launch", f"parameter {i} has {size} bytes, and is given {value if mine else 8}")
+                raise KernelError("launch", f"parameter {i} has {size} bytes, and is given {value if mine else 8}")
             if not mine:
                 memory[offset : offset + size] = np.array([value], np.uint64).view(np.uint8)
         return memory, tensor_maps
@@ -141,16 +143,16 @@ class Machine:
         if name in kernel.parameters:
             return PARAMETERS + kernel.parameters[name][0]
         if kernel.shared != [name]:
-            raise UnknownInstruction(f"a kernel has one variable in shared memory, not {kernel.shared}")
+            raise UnknownInstructionError(f"a kernel has one variable in shared memory, not {kernel.shared}")
         return self.shared_base
 
     # Running.
 
     def run(self, only: Iterable[int] | None = None) -> None:
-        """Until all blocks, or those of some clusters, have left. Raises Violation."""
+        """Until all blocks, or those of some clusters, have left. Raises KernelError."""
         total, size = self.launch.grid[0], self.launch.cluster[0]
         if total % size:
-            raise Violation("launch", f"{total} blocks in clusters of {size}")
+            raise KernelError("launch", f"{total} blocks in clusters of {size}")
         self.waiting = deque(range(total // size) if only is None else only)
         if self.policy.dispatch == "random":
             self.random.shuffle(self.waiting)
@@ -187,7 +189,7 @@ class Machine:
         if self.pending and (not self.ready or self.random.random() < self.policy.landing):
             copies.land(self)
         elif not self.ready and not self._wake_watchers():
-            raise Violation("deadlock", self._who_waits())
+            raise KernelError("deadlock", self._who_waits())
         if not self.ready:
             return
         group = self._choose()
@@ -196,7 +198,7 @@ class Machine:
             if group.blocked is not None:
                 break
         if self.executed > self.limit:
-            raise Violation("limit", f"more than {self.limit} instructions")
+            raise KernelError("limit", f"more than {self.limit} instructions")
 
     def _choose(self):
         ready = self.ready
@@ -208,7 +210,9 @@ class Machine:
             group = max(ready, key=lambda each: each.priority)
         if group.is_partial and self.random.random() < 0.8:
             # As the hardware mostly does, so that lanes come together again.
-            group = min((each for each in ready if each.block is group.block and each.is_partial), key=lambda each: each.pc)
+            group = min(
+                (each for each in ready if each.block is group.block and each.is_partial), key=lambda each: each.pc
+            )
         return group
 
     def _step(self, group):
@@ -231,11 +235,13 @@ class Machine:
         try:
             if node.function is None or lanes is None or self.functions[node.index](self, group, node, lanes):
                 self.go(group, node.index + 1)
-        except (Violation, UnknownInstruction) as problem:
-            if isinstance(problem, NotUniform) and (group.warps > 0).sum() > 1:
+        except (KernelError, UnknownInstructionError) as problem:
+            if isinstance(problem, NotUniformError) and (group.warps > 0).sum() > 1:
                 self._split(group, [np.flatnonzero(group.warps)[0]])
                 return
-            problem.args = (f"{problem}\n    {self.place(node.index)}\n    block {block.index}, {_named(group.threads)}",)
+            problem.args = (
+                f"{problem}\n    {self.place(node.index)}\n    block {block.index}, {_named(group.threads)}",
+            )
             raise
 
     def go(self, group: Group, pc: int) -> None:
@@ -282,7 +288,7 @@ class Machine:
             those = [each for each in group.block.groups if each.warps[warp]]
             if all(each.blocked == _OTHER_LANES for each in those):
                 where = "\n".join(f"    {_named(each.threads)}: {self.place(each.pc)}" for each in those)
-                raise Violation("divergence", f"lanes of a warp wait for each other at different places\n{where}")
+                raise KernelError("divergence", f"lanes of a warp wait for each other at different places\n{where}")
         return False
 
     # Groups that come, wait, and go.
@@ -327,7 +333,7 @@ class Machine:
                 self.dispatch()
 
     def _wake_watchers(self):
-        """Lets those who wait for another value look again, a few times while nothing changes; whether there are any."""
+        """Lets those who wait for another value look again, a few times while nothing changes; whether any do."""
         times = self.woken[1] + 1 if self.woken[0] == self.changes else 1
         self.woken = self.changes, times
         watched = [buffer for buffer in self.memory.buffers if buffer.watchers]

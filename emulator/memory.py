@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emulator.order import READ, WRITTEN, Order
-from emulator.report import Violation
+from emulator.report import KernelError
 
 NOBODY = -1
 _MANY = np.iinfo(np.int16).max
@@ -63,10 +63,10 @@ class Shared:
         offsets = addresses - self.base
         bits, high = int(np.bitwise_or.reduce(offsets)), int(offsets.max()) + size
         if bits < 0 or high > self.size:
-            raise Violation("out of bounds", f"bytes {offsets.min()} to {high} of {self.size} in shared memory")
+            raise KernelError("out of bounds", f"bytes {offsets.min()} to {high} of {self.size} in shared memory")
         if bits % size:
             bad = int(offsets[offsets % size != 0][0])
-            raise Violation("misaligned", f"{size} bytes at byte {bad} of shared memory")
+            raise KernelError("misaligned", f"{size} bytes at byte {bad} of shared memory")
         return Lines(offsets, size, self.granule)
 
     def granules_of(self, offsets: np.ndarray, size: int) -> np.ndarray:
@@ -112,7 +112,9 @@ class Shared:
         self.copy[granules] = NOBODY
         self.read[granules] = 0
 
-    def copy_out(self, granules: np.ndarray, thread: int, column: int, node: int) -> tuple[Conflict | None, Conflict | None]:
+    def copy_out(
+        self, granules: np.ndarray, thread: int, column: int, node: int
+    ) -> tuple[Conflict | None, Conflict | None]:
         """Notes a bulk store; its conflicts: with a write, and with one that no proxy fence follows."""
         writer, written = self.writer[granules], self.written[granules]
         late = self._late(thread, granules)
@@ -250,7 +252,7 @@ class Global:
         """(buffer, which of the addresses lie there, their offsets); bounds and alignment are checked."""
         if (addresses % size).any():
             bad = int(addresses[addresses % size != 0][0])
-            raise Violation("misaligned", f"{size} bytes at {bad:#x} of global memory")
+            raise KernelError("misaligned", f"{size} bytes at {bad:#x} of global memory")
         index = np.searchsorted(self.bases, addresses, "right") - 1
         found = []
         for i in np.unique(index):
@@ -259,7 +261,9 @@ class Global:
             outside = (offsets < 0) | (offsets + size > buffer.size)
             if outside.any():
                 at = int(offsets[outside][0])
-                raise Violation("out of bounds", f"{size} bytes at byte {at} of {buffer.name}, which has {buffer.size}")
+                raise KernelError(
+                    "out of bounds", f"{size} bytes at byte {at} of {buffer.name}, which has {buffer.size}"
+                )
             found.append((buffer, which, offsets))
         return found
 
@@ -269,5 +273,7 @@ class Global:
         buffer = self.buffers[max(index, 0)]
         offsets = starts - buffer.base
         if offsets.min() < 0 or offsets.max() + size > buffer.size:
-            raise Violation("out of bounds", f"a bulk copy of bytes {offsets.min()} to {offsets.max() + size} of {buffer.name}")
+            raise KernelError(
+                "out of bounds", f"a bulk copy of bytes {offsets.min()} to {offsets.max() + size} of {buffer.name}"
+            )
         return buffer, offsets

@@ -67,12 +67,14 @@ class Function:
         self._structure = lowered.out_tree
         self._results: list[Result | Exception] = []
         self._adversary: tuple[int, Policy | None] = (0, None)
-        self._executable = _for_the_cpu(lowered.compiler_ir("stablehlo"), [self._callback(i) for i in range(len(calls))])
+        self._executable = _for_the_cpu(
+            lowered.compiler_ir("stablehlo"), [self._callback(i) for i in range(len(calls))]
+        )
         # The inputs that each kernel was given when it last ran.
         self.inputs: dict[int, list[np.ndarray]] = {}
 
     def __call__(self, *arguments: Any, seed: int = 0, policy: Policy | None = None) -> tuple[Any, list[Result]]:
-        """What the function returns, and one result for each kernel that ran. Raises Violation."""
+        """What the function returns, and one result for each kernel that ran. Raises KernelError."""
         self._results, self._adversary = [], (seed, policy)
         leaves = [jax.device_put(leaf, jax.devices("cpu")[0]) for leaf in jax.tree.leaves(arguments)]
         outputs = [np.asarray(each) for each in self._executable.execute(leaves)]
@@ -87,7 +89,8 @@ class Function:
             self.inputs[index] = inputs = [np.array(each) for each in inputs]
             try:
                 self._results.append(execute(kernel, inputs, seed, policy, program=self.programs[index]))
-            except Exception as problem:  # noqa: BLE001 (it is raised again by __call__)
+            # It is raised again by __call__: XLA would make a text of it.
+            except Exception as problem:
                 self._results.append(problem)
                 return tuple(np.zeros(shape, dtype) for shape, dtype in kernel.outputs)
             return tuple(self._results[-1].outputs)
@@ -121,7 +124,9 @@ def _compile(compiler, call):
     key = str(call.module)
     if key not in _COMPILED:
         count = len(call.out_types) - len(call.aliases)
-        pairs = zip(range(len(call.inputs) - len(call.aliases), len(call.inputs)), range(count, len(call.outputs)), strict=True)
+        pairs = zip(
+            range(len(call.inputs) - len(call.aliases), len(call.inputs)), range(count, len(call.outputs)), strict=True
+        )
         if call.aliases != dict(pairs):
             raise NotImplementedError(f"aliases other than of the last buffers: {call.aliases}")
         types = {"out_types": tuple(call.out_types[:count]), "inout_types": tuple(call.out_types[count:])}

@@ -1,9 +1,10 @@
 """Mutations of a kernel: some of its synchronization is taken out or changed, and the emulator should object.
 
-What it does not object to is either not needed, or not seen; somebody has to look at it. A run counts as objecting if it
-reports an error, ends with a violation, or has other outputs, bit by bit.
+What it does not object to is either not needed, or not seen; somebody has to look at it. A run counts as objecting if
+it reports an error, ends with a violation, or has other outputs, bit by bit.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,8 +13,8 @@ import numpy as np
 
 from emulator.launch import Compiled, Result, execute
 from emulator.machine import Policy
-from emulator.parser import UnknownInstruction
-from emulator.report import Violation
+from emulator.parser import UnknownInstructionError
+from emulator.report import KernelError
 
 
 class Mutant(NamedTuple):
@@ -48,7 +49,11 @@ _CHANGES = [
     ("wait for the other phase", r"mbarrier\.try_wait", _replace(r"\], %r\d+,", "], 1,")),
     ("delete the cluster's arrival", r"barrier\.cluster\.arrive", _delete),
     ("delete the cluster's wait", r"barrier\.cluster\.wait", _delete),
-    ("relaxed arrival at the cluster", r"barrier\.cluster\.arrive\.release", _replace(r"arrive\.release", "arrive.relaxed")),
+    (
+        "relaxed arrival at the cluster",
+        r"barrier\.cluster\.arrive\.release",
+        _replace(r"arrive\.release", "arrive.relaxed"),
+    ),
     ("delete commit_group", r"commit_group", _delete),
     ("delete wait_group", r"wait_group", _delete),
     ("wait_group leaves one more", r"wait_group", _add(r"(wait_group\S*\s+)(\d+)(;)", 1)),
@@ -72,7 +77,7 @@ def mutants(ptx: str) -> Iterator[Mutant]:
             if re.search(pattern, line) and alter(line) != line:
                 yield Mutant(change, i + 1, "\n".join([*lines[:i], alter(line), *lines[i + 1 :]]))
     barriers = [i for i, line in enumerate(lines) if re.match(r"\s*bar\.sync", line)]
-    for pair in zip(barriers, barriers[1:], strict=False):
+    for pair in itertools.pairwise(barriers):
         kept = ["" if i in pair else line for i, line in enumerate(lines)]
         yield Mutant("delete two bar.sync", pair[0] + 1, "\n".join(kept))
 
@@ -90,7 +95,7 @@ def objection(
                 return found.errors[0].kind
             if not all(map(_same, found.outputs, result.outputs)):
                 return "other outputs"
-    except (Violation, UnknownInstruction) as problem:
+    except (KernelError, UnknownInstructionError) as problem:
         return getattr(problem, "kind", "refused")
     return None
 

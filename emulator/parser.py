@@ -7,7 +7,7 @@ from typing import NamedTuple
 SIZES = {"pred": 1} | {f"{kind}{bits}": bits // 8 for kind in "busf" for bits in (8, 16, 32, 64)}
 
 
-class UnknownInstruction(Exception):
+class UnknownInstructionError(Exception):
     """The emulator does not know this, and says so rather than guess."""
 
 
@@ -128,11 +128,13 @@ def parse(text: str) -> Kernel:
     clean = re.sub(r"//[^\n]*", "", clean)
     entries = list(re.finditer(r"\.entry\s+([\w$]+)\s*\(", clean))
     if len(entries) != 1:
-        raise UnknownInstruction(f"a PTX module must have one kernel; this one has {len(entries)}")
+        raise UnknownInstructionError(f"a PTX module must have one kernel; this one has {len(entries)}")
     if found := re.search(r"\.func\b", clean):
-        raise UnknownInstruction(f"line {_line(clean, found.start())}: device functions are not known; inline them")
+        raise UnknownInstructionError(
+            f"line {_line(clean, found.start())}: device functions are not known; inline them"
+        )
     if found := re.search(r"\.(?:global|const|shared)\b[^;]*;", clean[: entries[0].start()]):
-        raise UnknownInstruction(f"a variable of the module is not known: {found[0]!r}")
+        raise UnknownInstructionError(f"a variable of the module is not known: {found[0]!r}")
     close = clean.index(")", entries[0].end())
     body = clean.index("{", close)
     parameters, size = _parameters(clean[entries[0].end() : close])
@@ -141,7 +143,7 @@ def parse(text: str) -> Kernel:
     registers, shared = [], []
     statements, after = _statements(clean, body, scope, registers, shared)
     if ".entry" in after:
-        raise UnknownInstruction("there is something behind the kernel")
+        raise UnknownInstructionError("there is something behind the kernel")
     return Kernel(
         name=entries[0][1],
         target=re.search(r"\.target\s+(\w+)", clean)[1],
@@ -169,7 +171,7 @@ def _parameters(text):
             declaration,
         )
         if not match:
-            raise UnknownInstruction(f"parameter {declaration.strip()!r}")
+            raise UnknownInstructionError(f"parameter {declaration.strip()!r}")
         align, kind, name, count = match.groups()
         size, align = SIZES[kind] * int(count or 1), int(align or SIZES[kind])
         offset = -(-offset // align) * align
@@ -180,7 +182,7 @@ def _parameters(text):
 
 def _statements(text, position, scope, registers, shared):
     """The instructions of a body as text; declarations and labels go into the scope where they stand."""
-    files = {number: name for number, name in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', text)}
+    files = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', text))
     statements, source, label = [], None, None
     token = re.compile(
         r"\s+|(?P<open>\{)|(?P<close>\})|;|\.loc\s+(?P<file>\d+)\s+(?P<row>\d+)[^\n]*|(?P<label>[$A-Za-z_][\w$]*)\s*:(?!:)"
@@ -225,7 +227,7 @@ def _declaration(statement, line, scope, registers, shared):
         scope[found[1]] = Symbol(found[1])
         shared.append(found[1])
     elif not statement.startswith(".pragma"):
-        raise UnknownInstruction(f"line {line}: {statement}")
+        raise UnknownInstructionError(f"line {line}: {statement}")
 
 
 def _instruction(statement):
@@ -234,22 +236,26 @@ def _instruction(statement):
     if found := re.match(r"@(!?)([%\w$]+)\s+", text):
         predicate, text = (_lookup(found[2], scope, line).slot, bool(found[1])), text[found.end() :]
     opcode, *rest = text.split(None, 1)
-    operands = tuple(_operand(each, scope, line) for each in _split(rest[0])) if rest else ()
+    operands = tuple(_operand(each, scope, line) for each in split(rest[0])) if rest else ()
     return Instruction(opcode, operands, predicate, line, source)
 
 
 def _operand(text, scope, line):
     if text.startswith("{"):
-        return Vector(tuple(_operand(each, scope, line) for each in _split(text[1:-1])))
+        return Vector(tuple(_operand(each, scope, line) for each in split(text[1:-1])))
     if text.startswith("["):
-        address, *coordinates = _split(text[1:-1])
+        address, *coordinates = split(text[1:-1])
         found = re.fullmatch(r"([%\w$]+)\s*(?:\+\s*(-?\w+))?", address)
         if not found or len(coordinates) > 1:
-            raise UnknownInstruction(f"line {line}: address {text}")
+            raise UnknownInstructionError(f"line {line}: address {text}")
         base, offset = _operand(found[1], scope, line), int(found[2] or "0", 0)
         return Memory(base, offset, _operand(coordinates[0], scope, line) if coordinates else None)
     if "|" in text:
         return Pair(*(_operand(each.strip(), scope, line) for each in text.split("|")))
+    return _word(text, scope, line)
+
+
+def _word(text, scope, line):
     if text == "_":
         return Nothing()
     if found := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})|0[dD]([0-9a-fA-F]{16})", text):
@@ -269,14 +275,14 @@ def _lookup(name, scope, line):
         return found
     if name.startswith("%"):
         return Special(name[1:])
-    raise UnknownInstruction(f"line {line}: what is {name}?")
+    raise UnknownInstructionError(f"line {line}: what is {name}?")
 
 
-def _split(text):
+def split(text: str) -> list[str]:
     """At commas outside of brackets."""
     parts, depth, start = [], 0, 0
     for i, character in enumerate(text):
-        depth += (character in "{[") - (character in "}]")
+        depth += (character in "{[(") - (character in "}])")
         if character == "," and depth == 0:
             parts.append(text[start:i].strip())
             start = i + 1

@@ -45,7 +45,7 @@ class Finding(NamedTuple):
         return "\n".join(lines)
 
 
-class Violation(Exception):
+class KernelError(Exception):
     """What ends a run: an access out of bounds, a deadlock, a use that has no meaning."""
 
     def __init__(self, kind: str, detail: str):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emulator.report import Violation
+from emulator.report import KernelError
 
 # Which of the address bits 7 to 9 change bits 4 to 6, by the width of the swizzle in bytes; 16 is none.
 _SWIZZLES = {16: 0, 32: 1, 64: 3, 128: 7}
@@ -25,7 +25,7 @@ class TensorMap(NamedTuple):
     swizzle: int
 
     def check(self) -> None:
-        """Raises Violation for what the driver would refuse."""
+        """Raises KernelError for what the driver would refuse."""
         row = self.box[0] * self.itemsize
         rules = {
             f"its rank is 1 to 5, not {len(self.sizes)}": 1 <= len(self.sizes) <= 5,
@@ -38,11 +38,12 @@ class TensorMap(NamedTuple):
             f"a box has 1 to 256 elements in each dimension, not {self.box}": all(0 < n <= 256 for n in self.box),
             f"rows of a box are multiples of 16 bytes, not {row}": row % 16 == 0,
             f"its swizzle is one of {tuple(_SWIZZLES)}, not {self.swizzle}": self.swizzle in _SWIZZLES,
-            f"rows of a box fit the swizzle of {self.swizzle} bytes, not {row}": self.swizzle == 16 or row <= self.swizzle,
+            f"rows of a box fit the swizzle of {self.swizzle} bytes, not {row}": self.swizzle == 16
+            or row <= self.swizzle,
         }
         for rule, holds in rules.items():
             if not holds:
-                raise Violation("tensor map", rule)
+                raise KernelError("tensor map", rule)
 
     @property
     def last(self) -> int:
@@ -86,7 +87,7 @@ def swizzled(addresses: np.ndarray, swizzle: int) -> np.ndarray:
 def box_at(tensor: TensorMap, coordinates: list[int]) -> Box:
     """The box of a tensor copy."""
     if len(coordinates) != len(tensor.sizes):
-        raise Violation("tensor map", f"{len(coordinates)} coordinates for one of rank {len(tensor.sizes)}")
+        raise KernelError("tensor map", f"{len(coordinates)} coordinates for one of rank {len(tensor.sizes)}")
     rows = math.prod(tensor.box[1:])
     index, inside = np.arange(rows), np.ones(rows, bool)
     starts = np.full(rows, tensor.address + coordinates[0] * tensor.itemsize)
@@ -106,6 +107,6 @@ def box_at(tensor: TensorMap, coordinates: list[int]) -> Box:
 def contiguous(start: int, size: int) -> Box:
     """The box of a copy without a tensor map."""
     if start % 16 or size % 16:
-        raise Violation("misaligned", f"a bulk copy of {size} bytes at {start:#x}: both must be multiples of 16")
+        raise KernelError("misaligned", f"a bulk copy of {size} bytes at {start:#x}: both must be multiples of 16")
     rows = size // 16
     return Box(16, start + 16 * np.arange(rows), np.ones(rows, bool), 0, 16, 16)

@@ -26,7 +26,7 @@ from emulator.parser import (
     Register,
     Special,
     Symbol,
-    UnknownInstruction,
+    UnknownInstructionError,
     Vector,
 )
 
@@ -76,7 +76,7 @@ def numpy_type(kind: str) -> str:
 
 
 def translate(kernel: Kernel) -> Program:
-    """Raises UnknownInstruction for what is not in the table."""
+    """Raises UnknownInstructionError for what is not in the table."""
     starts = {o.index for i in kernel.instructions for o in _flat(i.operands) if isinstance(o, Label)}
     runs, labels, run = [], {}, []
     for index, instruction in enumerate(kernel.instructions):
@@ -132,7 +132,7 @@ def _row(instruction):
         key += " 3"
     found = find(key)
     if found is None:
-        raise UnknownInstruction(
+        raise UnknownInstructionError(
             f"line {instruction.line}: {instruction.opcode} is not in the table of emulator/instructions.py; add what "
             "it means there, with a test"
         )
@@ -174,7 +174,7 @@ class _Writer:
             try:
                 self.write(instruction)
             except (KeyError, ValueError, TypeError) as error:
-                raise UnknownInstruction(f"line {instruction.line}: {instruction.opcode}: {error!r}") from error
+                raise UnknownInstructionError(f"line {instruction.line}: {instruction.opcode}: {error!r}") from error
         stores = []
         for slot, (name, kind) in self.current.items():
             # What no other node uses, and what this one does not use again, need not be kept.
@@ -282,7 +282,10 @@ class _Writer:
             pieces = [(part, numpy["parts"], f"{name}[{i}]") for i, part in enumerate(result.parts)]
         elif "|" in kind:
             both = result if isinstance(result, Pair) else Pair(result, Nothing())
-            pieces = [(each, numpy_type(k), f"{name}[{i}]") for i, (each, k) in enumerate(zip(both, kind.split("|")))]
+            pieces = [
+                (each, numpy_type(k), f"{name}[{i}]")
+                for i, (each, k) in enumerate(zip(both, kind.split("|"), strict=True))
+            ]
         else:
             pieces = [(result, numpy.get(kind) or numpy_type(kind), name)]
         condition = None

@@ -1,5 +1,6 @@
 """Small kernels with known answers, and bugs that are planted into each: what to replace, and what must be reported."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import ml_dtypes
@@ -10,7 +11,7 @@ from emulator.launch import Result
 from emulator.machine import Machine, Policy
 from emulator.memory import Buffer, Global
 from emulator.parser import parse
-from emulator.report import Violation
+from emulator.report import KernelError
 from emulator.tensormap import TensorMap, swizzled
 from emulator.translator import translate
 
@@ -59,7 +60,7 @@ class Example(NamedTuple):
     body: str
     given: np.ndarray
     want: np.ndarray
-    bugs: list[Bug] = []
+    bugs: Sequence[Bug] = ()
     grid: int = 1
     cluster: int = 1
     resident: int | None = None
@@ -85,7 +86,7 @@ class Example(NamedTuple):
         try:
             machine = Machine(program, launch, memory, seed, policy, limit=300_000)
             machine.run()
-        except Violation as violation:
+        except KernelError as violation:
             return [str(violation), *(map(str, machine.errors) if machine else [])], False
         result = Result([memory.buffers[1].values], machine.errors, machine.remarks, machine.executed)
         right = np.array_equal(result.outputs[0], self.want, equal_nan=self.want.dtype.kind == "f")
@@ -224,17 +225,26 @@ def _bulk_loads():
             Bug("too few arrivals", "mov.b32 %r5, 128", "mov.b32 %r5, 129", "deadlock"),
             Bug("the other parity", "[%r4], %r7, 1000", "[%r4], 1, 1000", _TOO_EARLY),
             Bug("no initialization", "@%p1 mbarrier.init.shared::cta.b64 [%r4], %r5;", "", "is not initialized"),
-            Bug("initialized twice", "fence.mbarrier", "@%p1 mbarrier.init.shared::cta.b64 [%r4], %r5; fence.mbarrier", "twice"),
+            Bug(
+                "initialized twice",
+                "fence.mbarrier",
+                "@%p1 mbarrier.init.shared::cta.b64 [%r4], %r5; fence.mbarrier",
+                "twice",
+            ),
             Bug("initialized by all", "@%p1 mbarrier.init", "mbarrier.init", "threads initialize"),
             Bug("no barrier after the initialization", "bar.sync 0;", "", "initialized"),
-            Bug("no fence after the initialization", "fence.mbarrier_init.release.cluster;", "", "no fence made visible"),
+            Bug(
+                "no fence after the initialization", "fence.mbarrier_init.release.cluster;", "", "no fence made visible"
+            ),
             Bug("coordinates of another row", "{%r7, %r7}", "{%r7, 1}", WRONG_RESULT),
             Bug("all threads copy", "@%p1 cp.async.bulk", "cp.async.bulk", ANY_REPORT),
             Bug("an address between", "[%r3], [%d20", "[%r9], [%d20", ANY_REPORT),
             Bug("over the mbarrier", "[%r3], [%d20", "[%r4], [%d20", ANY_REPORT),
             Bug("no tensor map", "[%d20, ", "[%d1, ", "no tensor map"),
             Bug("a store into what is loaded", _WAIT, " st.shared.b32 [%d5], %r1;" + _WAIT, "may still write"),
-            Bug("written before, no proxy fence", _LOAD, " st.shared.b32 [%d5], %r1; bar.sync 0;" + _LOAD, "proxy fence"),
+            Bug(
+                "written before, no proxy fence", _LOAD, " st.shared.b32 [%d5], %r1; bar.sync 0;" + _LOAD, "proxy fence"
+            ),
             Bug("not waited for before the end", _WAIT + _READ + _WRITE, "", "a copy still writes"),
         ],
     )
@@ -293,7 +303,10 @@ def _bulk_stores():
     want = np.concatenate([np.full(480, -1, np.int32), 2 * _NUMBERS[:32]])
     beyond = _BULK_STORE.replace("[%d21, {%r7, %r7}]", "[%d21, {%r7, 60}]")
     yield Example("a bulk store beyond the end is clipped", beyond, _NUMBERS, want)
-    plain = _BULK_STORE.replace(".tensor.2d.global.shared::cta.bulk_group [%d21, {%r7, %r7}], [%r3]", ".global.shared::cta.bulk_group [%d2], [%r3], 2048")
+    plain = _BULK_STORE.replace(
+        ".tensor.2d.global.shared::cta.bulk_group [%d21, {%r7, %r7}], [%r3]",
+        ".global.shared::cta.bulk_group [%d2], [%r3], 2048",
+    )
     yield Example(
         "a bulk store without a tensor map",
         plain,
@@ -303,10 +316,14 @@ def _bulk_stores():
     )
     # Each block stores 2048 bytes, the first one 16 more: over the first of the second block.
     rows = "mul.lo.s32 %r20, %r2, 2048; cvt.u64.u32 %d22, %r20; add.s64 %d22, %d2, %d22; mov.b32 %r21, 2048;"
-    own = plain.replace(" @%p1 cp.async.bulk.global", f" {rows} @%p1 cp.async.bulk.global").replace("[%d2], [%r3], 2048", "[%d22], [%r3], %r21")
+    own = plain.replace(" @%p1 cp.async.bulk.global", f" {rows} @%p1 cp.async.bulk.global").replace(
+        "[%d2], [%r3], 2048", "[%d22], [%r3], %r21"
+    )
     both = np.concatenate([2 * _NUMBERS, 2 * _NUMBERS])
     more = "setp.eq.u32 %p6, %r2, 0; selp.b32 %r21, 2064, 2048, %p6;"
-    bug = Bug("rows of one sample over the next", "mov.b32 %r21, 2048;", more, "two stores to one place in global memory")
+    bug = Bug(
+        "rows of one sample over the next", "mov.b32 %r21, 2048;", more, "two stores to one place in global memory"
+    )
     yield Example("bulk stores of two blocks", own, _NUMBERS, both, [bug], grid=2)
 
 
@@ -338,7 +355,9 @@ END:
         Bug("a non-coherent load", "ld.global.b32 %r11", "ld.global.nc.b32 %r11", "non-coherent"),
     ]
     yield Example("two blocks and a counter", meet, _NUMBERS[:128], want, bugs, grid=2, zeroed=True)
-    fences = meet.replace("@%p1 red.release.gpu", "@%p1 fence.acq_rel.gpu; @%p1 red.relaxed.gpu").replace("ld.acquire.gpu", "ld.relaxed.gpu")
+    fences = meet.replace("@%p1 red.release.gpu", "@%p1 fence.acq_rel.gpu; @%p1 red.relaxed.gpu").replace(
+        "ld.acquire.gpu", "ld.relaxed.gpu"
+    )
     fences = fences.replace("ON:\n", " fence.acq_rel.gpu;\nON:\n")
     bugs = [
         Bug("no fence before", "@%p1 fence.acq_rel.gpu;", "", _UNORDERED_GLOBAL),
@@ -347,7 +366,9 @@ END:
     yield Example("two blocks and fences", fences, _NUMBERS[:128], want, bugs, grid=2, zeroed=True)
     backwards = meet.replace("setp.ne.s32 %p2, %r2, 0", "setp.eq.s32 %p2, %r2, 0")
     bug = Bug("only one block at a time", "END:", "END:", "deadlock")
-    yield Example("a block waits for a later one", backwards, _NUMBERS[:128], want, [bug], grid=2, zeroed=True, resident=1)
+    yield Example(
+        "a block waits for a later one", backwards, _NUMBERS[:128], want, [bug], grid=2, zeroed=True, resident=1
+    )
 
 
 def _clusters():
@@ -366,7 +387,12 @@ def _clusters():
         Bug("no wait", "barrier.cluster.wait.acquire.aligned;", "", _UNORDERED_GLOBAL),
         Bug("no arrival", "barrier.cluster.arrive.release.aligned;", "", "without an arrival"),
         Bug("a barrier of the block", both, "bar.sync 0;", _UNORDERED_GLOBAL),
-        Bug("two arrivals", "barrier.cluster.wait", "barrier.cluster.arrive.release.aligned; barrier.cluster.wait", "second arrival"),
+        Bug(
+            "two arrivals",
+            "barrier.cluster.wait",
+            "barrier.cluster.arrive.release.aligned; barrier.cluster.wait",
+            "second arrival",
+        ),
     ]
     want = np.concatenate([n, n + 1, n + 1, n])
     yield Example("a cluster", exchange, n, want, bugs, grid=2, cluster=2)
@@ -380,7 +406,14 @@ def _clusters():
  { .reg .b32 there; @%p3 mapa.shared::cluster.u32 there, %r4, %r1;
  @%p3 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }
 """
-    remote += _WAIT + " mul.wide.u32 %d8, %r2, 512; add.s64 %d9, %d7, %d8; st.global.b32 [%d9], %r1;\n barrier.cluster.arrive.relaxed.aligned;\n barrier.cluster.wait.aligned;\n"
+    remote += (
+        _WAIT
+        + """
+ mul.wide.u32 %d8, %r2, 512; add.s64 %d9, %d7, %d8; st.global.b32 [%d9], %r1;
+ barrier.cluster.arrive.relaxed.aligned;
+ barrier.cluster.wait.aligned;
+"""
+    )
     first = " barrier.cluster.arrive.relaxed.aligned;\n barrier.cluster.wait.aligned;\n setp"
     bugs = [
         Bug("no cluster barrier before", first, " bar.sync 0;\n setp", "initialized"),
@@ -406,9 +439,19 @@ def _copies_of_threads():
         Bug("no wait", "cp.async.wait_group 0;", "", _TOO_EARLY),
         Bug("no commit", "cp.async.commit_group;", "", _TOO_EARLY),
         Bug("no barrier", "bar.sync 0;", "", ANY_REPORT),
-        Bug("the barrier before the wait", "cp.async.wait_group 0;\n bar.sync 0;", "bar.sync 0; cp.async.wait_group 0;", ANY_REPORT),
+        Bug(
+            "the barrier before the wait",
+            "cp.async.wait_group 0;\n bar.sync 0;",
+            "bar.sync 0; cp.async.wait_group 0;",
+            ANY_REPORT,
+        ),
         Bug("beyond the buffer", "[%d11], 16", "[%d11+16], 16", "out of bounds"),
-        Bug("a store meanwhile", " cp.async.wait_group", " st.shared.b32 [%d9], %r1; cp.async.wait_group", "may still write"),
+        Bug(
+            "a store meanwhile",
+            " cp.async.wait_group",
+            " st.shared.b32 [%d9], %r1; cp.async.wait_group",
+            "may still write",
+        ),
         Bug("8 bytes past the first level", "[%d11], 16", "[%d11], 8", "8 bytes"),
     ]
     want = _NUMBERS.reshape(128, 4)[::-1].reshape(-1).copy()
@@ -448,7 +491,10 @@ def _arithmetic():
         rows = [
             ("mul.f32 {}, %f1, 0f40000000;", x * 2),
             ("fma.rn.f32 {}, %f1, %f1, 0f3F800000;", x.astype(np.float64) ** 2 + 1),
-            ("fma.rm.f32 {}, %f1, 0f3EAAAAAB, %f1;", np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)),
+            (
+                "fma.rm.f32 {}, %f1, 0f3EAAAAAB, %f1;",
+                np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near),
+            ),
             ("max.NaN.f32 {}, %f1, 0f00000000;", np.maximum(x, 0)),
             ("min.f32 {}, %f1, 0f00000000;", np.fmin(x, 0)),
             ("setp.gt.f32 %p5, %f1, 0f00000000; selp.f32 {}, %f1, 0f00000000, %p5;", np.where(x > 0, x, 0)),
@@ -461,14 +507,32 @@ def _arithmetic():
             ("abs.f32 {}, %f1;", np.abs(x)),
             ("cvt.sat.f32.f32 {}, %f1;", np.where(np.isnan(x), 0, np.clip(x, 0, 1))),
             ("add.ftz.f32 {}, %f1, 0f00000000;", flushed),
-            ("cvt.rzi.s32.f32 %r11, %f1; cvt.rn.f32.s32 {}, %r11;", np.clip(np.trunc(np.nan_to_num(x)), -(2**31), 2**31 - 1)),
+            (
+                "cvt.rzi.s32.f32 %r11, %f1; cvt.rn.f32.s32 {}, %r11;",
+                np.clip(np.trunc(np.nan_to_num(x)), -(2**31), 2**31 - 1),
+            ),
             ("shl.b32 %r12, %r1, 31; shr.s32 %r12, %r12, 31; cvt.rn.f32.s32 {}, %r12;", -(np.arange(128) % 2)),
             ("mul.hi.s32 %r13, %r1, -2147483648; cvt.rn.f32.s32 {}, %r13;", (np.arange(128) * -(2**31)) >> 32),
-            ("div.u32 %r14, %r1, 7; rem.u32 %r15, %r1, 7; mad.lo.s32 %r16, %r14, 7, %r15; cvt.rn.f32.u32 {}, %r16;", np.arange(128)),
+            (
+                "div.u32 %r14, %r1, 7; rem.u32 %r15, %r1, 7; mad.lo.s32 %r16, %r14, 7, %r15; cvt.rn.f32.u32 {}, %r16;",
+                np.arange(128),
+            ),
             ("mov.b64 %d8, {{%r1, %r14}}; mov.b64 {{%r17, %r18}}, %d8; cvt.rn.f32.u32 {}, %r18;", np.arange(128) // 7),
-            ("vote.sync.ballot.b32 %r19, %p1, -1; clz.b32 %r20, %r19; cvt.rn.f32.u32 {}, %r20;", np.repeat([31, 32, 32, 32], 32)),
+            (
+                "vote.sync.ballot.b32 %r19, %p1, -1; clz.b32 %r20, %r19; cvt.rn.f32.u32 {}, %r20;",
+                np.repeat([31, 32, 32, 32], 32),
+            ),
             ("shfl.sync.idx.b32 %r21, %r1, 5, 31, -1; cvt.rn.f32.u32 {}, %r21;", np.arange(128) // 32 * 32 + 5),
-            ("shfl.sync.up.b32 %r22|%p7, %r1, 1, 0, -1; selp.f32 {}, 0f3F800000, 0f00000000, %p7;", np.arange(128) % 32 > 0),
+            (
+                "shfl.sync.up.b32 %r22|%p7, %r1, 1, 0, -1; selp.f32 {}, 0f3F800000, 0f00000000, %p7;",
+                np.arange(128) % 32 > 0,
+            ),
+            (
+                "mov.b64 %d9, {{%f1, %f1}}; mov.b64 %d10, 0x4000000040400000; mul.rn.f32x2 %d11, %d9, %d10; "
+                "mov.b64 {{%r24, %r25}}, %d11; mov.b32 {}, %r25;",
+                x * 2,
+            ),
+            ("add.rn.f32x2 %d12, %d10, %d10; mov.b64 {{%r26, %r27}}, %d12; mov.b32 {}, %r26;", np.full(128, 6.0)),
             ("prmt.b32 %r23, %r1, 0, 0x4440; cvt.rn.f32.u32 {}, %r23;", np.arange(128)),
         ]
         body, want = " ld.global.f32 %f1, [%d6];\n", []

@@ -10,8 +10,8 @@ from emulator import host
 from emulator.instructions import TABLE, Visible
 from emulator.launch import Compiled, execute
 from emulator.machine import _FUNCTIONS
-from emulator.parser import UnknownInstruction, parse
-from emulator.report import Violation
+from emulator.parser import UnknownInstructionError, parse
+from emulator.report import KernelError
 from emulator.tensormap import TensorMap
 from emulator.tests.examples import _HEAD, _TAIL, EXAMPLES, WRONG_RESULT
 from emulator.translator import translate
@@ -37,7 +37,7 @@ def test_planted_bugs(example, bug):
     seen = []
     for seed in SEEDS:
         reports, right = example.run(body, seed)
-        if bug.report == WRONG_RESULT and not right or bug.report != WRONG_RESULT and bug.report in "\n".join(reports):
+        if not right if bug.report == WRONG_RESULT else bug.report in "\n".join(reports):
             return
         seen += reports
     pytest.fail(f"nobody reports {bug.report!r}, but {seen}")
@@ -71,15 +71,15 @@ def test_every_instruction_has_its_section_and_its_function():
 )
 def test_what_it_does_not_know_it_refuses(line, message):
     """With the line and the reason, rather than by guessing; nothing is executed."""
-    with pytest.raises(UnknownInstruction, match=message):
+    with pytest.raises(UnknownInstructionError, match=message):
         EXAMPLES[0].run(f"{line}\n", 0)
 
 
 def test_a_module_must_have_one_kernel():
-    with pytest.raises(UnknownInstruction, match="this one has 0"):
+    with pytest.raises(UnknownInstructionError, match="this one has 0"):
         parse(".version 8.7\n.target sm_90a\n")
     kernel = _HEAD + _TAIL
-    with pytest.raises(UnknownInstruction, match="this one has 2"):
+    with pytest.raises(UnknownInstructionError, match="this one has 2"):
         parse(kernel + kernel)
 
 
@@ -101,12 +101,12 @@ _MAP = TensorMap(4096, 4, (64, 64), (4, 256), (8, 64), 32)
 )
 def test_a_tensor_map_that_the_driver_would_refuse(change, rule):
     _MAP.check()
-    with pytest.raises(Violation, match=rule):
+    with pytest.raises(KernelError, match=rule):
         _MAP._replace(**change).check()
 
 
 def test_the_host_does_nothing_unknown():
-    with pytest.raises(UnknownInstruction, match="the host's code: br label"):
+    with pytest.raises(UnknownInstructionError, match="the host's code: br label"):
         host.launch("define void @f(ptr %0, ptr %1) {\n  br label %2\n  ret void\n}", [])
 
 
@@ -118,7 +118,11 @@ def _stored(name):
 
 _VIEW, _VALUES = ((3, 225, 4), "float32"), ((3, 1), "float32")
 STORED = {
-    "clipped_stores": {"inputs": [_VIEW, _VALUES, _VALUES], "outputs": [_VIEW, _VALUES, _VALUES, _VALUES], "aliases": {}}
+    "clipped_stores": {
+        "inputs": [_VIEW, _VALUES, _VALUES],
+        "outputs": [_VIEW, _VALUES, _VALUES, _VALUES],
+        "aliases": {},
+    }
 }
 
 
@@ -141,12 +145,14 @@ def test_reports_name_both_instructions():
     body = EXAMPLES[0].body.replace("bar.sync 0;", "").replace(f" {store}", f"\n{store}")
     body = body.replace(f" {load};", f"\n{load};\n")
     reports, _ = EXAMPLES[0].run(body, 0)
-    kind, at, other = next(each for each in reports if each.startswith("a load of shared memory that nothing")).split("\n")
+    kind, at, other = next(each for each in reports if each.startswith("a load of shared memory that nothing")).split(
+        "\n"
+    )
     assert re.search(r"\(byte \d+ of shared memory, block 0, (of threads \d+ to|thread) \d+\)", kind), kind
     assert re.fullmatch(rf"    {re.escape(load)} +PTX line \d+", at), at
     assert re.fullmatch(rf"    {re.escape(store)} +PTX line \d+", other), other
 
 
 def test_unknown_instructions_are_found_before_anything_runs():
-    with pytest.raises(UnknownInstruction):
+    with pytest.raises(UnknownInstructionError):
         translate(parse(_HEAD + "tcgen05.fence::before_thread_sync;" + _TAIL))
