@@ -5,7 +5,6 @@ that the GPU is smaller than it is, so that small arrays take every kind of copi
 folders benchmarks/ and tests/ in the path of modules.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -55,36 +54,23 @@ class Call(NamedTuple):
         return " ".join(filter(None, words))
 
 
-def listed(gpu: str) -> list[Call]:
-    """Calls that are executed in every run: what went wrong once, and what chance rarely draws."""
-    device = DEVICES[gpu]
-    small = dataclasses.replace(device, sm_count=20, shared_memory=16 * 1024)
-    medium = dataclasses.replace(device, sm_count=20, shared_memory=48 * 1024)
-    # Spans: channels-first instances that start anywhere. A group of blocks, with a residual.
-    span = Call((2, 16, 15, 15), 1, "float16", activation="gelu")
-    group = Call((2, 700, 32), -1, "bfloat16", residual=True, activation="silu", device=small)
-    if device.compute_capability < (9, 0):
-        return [span, group]
-    return [
-        span,
-        group,
-        # A cluster of 8 blocks.
-        Call((1, 1500, 32), -1, "float32", activation="tanh", device=medium),
-        # Rows of 16 bytes with a ragged end, and more than one sample: the stores of version 0.2 ran over it.
-        Call((1, 3, 30, 30), 1, "float32"),
-        Call((2, 100, 8), -1, "bfloat16", residual=True, activation="silu"),
-    ]
+# Rows of 16 bytes with a ragged end, and more than one sample: the stores of version 0.2 ran over it on these GPUs.
+_ONCE_WRONG = (Call((1, 3, 30, 30), 1), Call((2, 100, 8), -1, "bfloat16", residual=True, activation="silu"))
 
 
-def drawn(gpu: str, seed: int) -> Iterator[Call]:
-    """Random calls without end: one of each kind of copies and synchronization, then one of each again."""
+def calls(gpu: str, seed: int) -> Iterator[Call]:
+    """What went wrong once; then random calls, one of each kind of copies and synchronization, then one of each again.
+
+    Spans, groups and large clusters come first, as they are what is easiest to get wrong.
+    """
     rng, device = np.random.default_rng(seed), DEVICES[gpu]
+    if device.compute_capability >= (9, 0):
+        yield from _ONCE_WRONG
     activations = [name for name in oracle.ACTIVATIONS if name not in ("none", "own")]
     while True:
-        ways = cases.ways(device)
-        for way in (ways[i] for i in rng.permutation(len(ways))):
-            size = _SIZE_FOR_CLUSTERS if "cluster" in str(way) else _SIZE
-            ((_, case),) = cases.draw_each(rng, [way], 1, device, size)
+        for kind in reversed(cases.ways(device)):
+            size = _SIZE_FOR_CLUSTERS if "cluster" in str(kind) else _SIZE
+            ((_, case),) = cases.draw_each(rng, [kind], 1, device, size)
             if case is not None:
                 activation = "none" if case.activation == "none" else str(rng.choice(activations))
                 offset = min(case.offset, 3.0)

@@ -1,5 +1,6 @@
 """One launch of a compiled kernel on the emulator: arrays in, arrays out, and what was found."""
 
+import re
 from typing import NamedTuple
 
 import ml_dtypes
@@ -35,6 +36,18 @@ class Compiled(NamedTuple):
 
     def program(self) -> Program:
         return translate(parse(self.ptx))
+
+    def uses(self) -> str:
+        """How it copies and synchronizes, in words."""
+        cluster = re.search(r"\.reqnctapercluster (\d+)", self.ptx)
+        words = {
+            "tensor copies": "cp.async.bulk.tensor" in self.ptx,
+            "bulk copies": re.search(r"cp\.async\.bulk\.(global|shared)", self.ptx),
+            "cp.async": re.search(r"cp\.async\.c[ag]", self.ptx),
+            f"cluster of {cluster[1] if cluster else 1}": cluster,
+            "counter in global memory": "red.release.gpu" in self.ptx,
+        }
+        return ", ".join(word for word, found in words.items() if found) or "loads and stores"
 
 
 class Result(NamedTuple):

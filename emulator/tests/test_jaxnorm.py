@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
     ("gpu", "calls"), [pytest.param("H100", 6, marks=pytest.mark.xfail(strict=True, reason="two faults")), ("A100", 3)]
 )
 def test_kernels_are_right(gpu, calls):
-    """Listed calls and a random one, forward and backward, with two adversaries. One architecture per process."""
+    """What went wrong once and random calls, forward and backward. One architecture per process."""
     command = [sys.executable, "-m", "emulator", "--gpu", gpu, "--count", str(calls), "--seed", "7"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
