@@ -86,12 +86,15 @@ def _load_shared(machine, block, node, what, addresses, threads):
 
 def report_shared(machine, block, kind, node, conflict: Conflict, threads) -> None:
     byte = conflict.granule * block.shared.granule
-    detail = f"byte {byte} of shared memory, block {block.index}, {_thread_of(threads)}"
+    first = conflict.kind == "write" and conflict.column < block.order.threads
+    after = f" after thread {conflict.column}" if first else ""
+    detail = f"byte {byte} of shared memory, block {block.index}, thread {_thread_of(conflict, threads)}{after}"
     machine.find(kind, node.index, conflict.node, detail)
 
 
-def _thread_of(threads):
-    return f"thread {threads[0]}" if len(threads) == 1 else f"of threads {threads[0]} to {threads[-1]}"
+def _thread_of(conflict, threads):
+    """The first of the threads, a row of the conflict for each, that comes too early."""
+    return threads[0] if len(threads) == 1 else threads[int(np.argwhere(conflict.late)[0][0])]
 
 
 def _load_global(machine, group, node, what, addresses, threads):
@@ -116,7 +119,7 @@ def _check_load(machine, block, node, what, buffer, offsets, threads):
     if what.is_non_coherent and (writer >= 0).any():
         machine.find(f"a non-coherent load of {buffer.name}, which this kernel writes", node.index)
     if not what.is_strong and (conflict := buffer.load(lines, block.order, threads, machine.now)):
-        detail = f"element {conflict.granule}, block {block.index}, {_thread_of(threads)}"
+        detail = f"element {conflict.granule}, block {block.index}, thread {_thread_of(conflict, threads)}"
         machine.find(f"a load of {buffer.name} that nothing orders after its write", node.index, conflict.node, detail)
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from emulator import host
+from emulator import host, mutations
 from emulator.instructions import TABLE, Visible
 from emulator.launch import Compiled, execute
 from emulator.machine import _FUNCTIONS
@@ -110,33 +110,55 @@ def test_the_host_does_nothing_unknown():
         host.launch("define void @f(ptr %0, ptr %1) {\n  br label %2\n  ret void\n}", [])
 
 
-def _stored(name):
-    """A compiled kernel of tests/data."""
+def _stored(name, shape):
+    """The forward kernel of jaxnorm 0.2, compiled for H100, of float32 arrays of a shape; and inputs of it."""
     files = [(DATA / f"{name}.{kind}").read_text() for kind in ("ptx", "ll")]
-    return Compiled(*files, **STORED[name])
-
-
-_VIEW, _VALUES = ((3, 225, 4), "float32"), ((3, 1), "float32")
-STORED = {
-    "clipped_stores": {
-        "inputs": [_VIEW, _VALUES, _VALUES],
-        "outputs": [_VIEW, _VALUES, _VALUES, _VALUES],
-        "aliases": {},
-    }
-}
+    view, values = (shape, "float32"), ((shape[0], 1), "float32")
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    ones = np.ones((shape[0], 1), np.float32)
+    return Compiled(*files, [view, values, values], [view, values, values, values], {}), [x, ones, ones]
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_stores_that_run_over_the_end_of_a_sample_are_found(seed):
-    """A kernel of jaxnorm 0.2 for H100, x of (1, 3, 30, 30): its last store of each instance is not clipped.
+    """The kernel for x of (1, 3, 30, 30): its last store of each instance is not clipped.
 
     The interpreter of Pallas clips it, and no compiler objects: rows of one instance overwrite the first of the next.
     """
-    x = np.random.default_rng(seed).standard_normal((3, 225, 4)).astype(np.float32)
-    ones = np.ones((3, 1), np.float32)
-    result = execute(_stored("clipped_stores"), [x, ones, ones], seed)
+    result = execute(*_stored("clipped_stores", (3, 225, 4)), seed)
     assert {error.kind for error in result.errors} == {"two stores to one place in global memory"}
     assert {error.at.text.split()[1] for error in result.errors} == {"cp.async.bulk.global.shared::cta.bulk_group"}
+
+
+# A kernel that is right, for x of (1, 2, 24, 24). What nobody misses in it, and why.
+NOT_NEEDED = {
+    ("delete bar.sync", 319): "it lets the memory of the last reduction be written again, which nobody does",
+    ("delete bar.sync", 437): "nothing follows it; the thread that waits for the stores does so before",
+    ("delete commit_group", 407): "the store then belongs to the next group, and all groups are waited for",
+    ("all threads copy", 404): "they store the same bytes",
+    ("all threads copy", 430): "they store the same bytes",
+}
+
+
+@pytest.mark.slow
+def test_synchronization_of_a_real_kernel():
+    """Each line of it is taken out or changed, and missed, but for those that are not needed."""
+    compiled, inputs = _stored("bulk_copies", (2, 18, 32))
+    mutants, left = mutations.survivors(compiled, inputs, seeds=2)
+    assert len(mutants) > 50
+    # To weaken a barrier to one of a warp is missed where to delete it is.
+    same = {"bar.sync becomes bar.warp.sync": "delete bar.sync"}
+    assert {(same.get(mutant.change, mutant.change), mutant.line) for mutant in left} == set(NOT_NEEDED)
+
+
+def test_the_page_shows_a_report_as_it_is():
+    """docs/emulator.md has what is reported without the barrier before the first bulk store."""
+    compiled, inputs = _stored("bulk_copies", (2, 18, 32))
+    lines = compiled.ptx.split("\n")
+    assert lines[398].strip() == "bar.sync %r10, 128;"
+    result = execute(compiled._replace(ptx="\n".join([*lines[:398], "", *lines[399:]])), inputs, 0)
+    page = DATA.parent.parent.parent / "docs" / "emulator.md"
+    assert str(result.errors[0]) in page.read_text()
 
 
 def test_reports_name_both_instructions():
