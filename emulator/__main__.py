@@ -63,8 +63,8 @@ def execute(options) -> int:
     seconds = time.process_time() - start
     verdict = f"{wrong} calls are WRONG" if wrong else "all right"
     print(
-        f"{options.gpu}: {kernels} kernels, {options.adversaries} adversaries each, {total / 1e6:.1f} million instructions "
-        f"of warps, {seconds:.0f} CPU seconds: {verdict}"
+        f"{options.gpu}: {kernels} kernels, {options.adversaries} adversaries each, {total / 1e6:.1f} million "
+        f"instructions of warps, {seconds:.0f} CPU seconds: {verdict}"
     )
     return min(wrong, 1)
 

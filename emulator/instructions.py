@@ -7,7 +7,8 @@ An instruction that touches registers alone has the types of its results and ope
 meaning as a Python expression of the operands a, b, c, d (emulator/arithmetic.py). .ftz and .sat need no mention.
 Any other instruction waits, or touches what other threads see; its meaning is a function (emulator/machine.py).
 
-What is not in the table is refused.
+What is not in the table is refused. So are strong accesses and fences of a scope below the GPU, since everything that
+they hand on is taken to reach all blocks.
 """
 
 import functools
@@ -161,19 +162,19 @@ TABLE = [
     Visible("prefetch.tensormap", "9.7.9 prefetch", "prefetch_tensor_map"),
     # Memory
     Visible(
-        "ld[.<order:weak|volatile|relaxed|acquire>][.<scope:cta|cluster|gpu|sys>][.<space:global|shared|shared::cta>]"
+        "ld[.<order:weak|volatile|relaxed|acquire>][.<scope:gpu|sys>][.<space:global|shared|shared::cta>]"
         "[.<nc:nc>][.<v:v2|v4|v8>].{any}",
         "9.7.9 ld",
         "load",
     ),
     Visible(
-        "st[.<order:weak|volatile|relaxed|release>][.<scope:cta|cluster|gpu|sys>][.<space:global|shared|shared::cta>]"
+        "st[.<order:weak|volatile|relaxed|release>][.<scope:gpu|sys>][.<space:global|shared|shared::cta>]"
         "[.<v:v2|v4|v8>].{any}",
         "9.7.9 st",
         "store",
     ),
     Visible(
-        "<base:atom|red>[.<order:relaxed|acquire|release|acq_rel>][.<scope:cta|cluster|gpu|sys>].global"
+        "<base:atom|red>[.<order:relaxed|acquire|release|acq_rel>][.<scope:gpu|sys>].global"
         ".<how:add|exch|min|max|inc>.{any}",
         "9.7.13 atom, red",
         "atomic",
@@ -181,8 +182,8 @@ TABLE = [
     # Fences and barriers
     Visible("fence.proxy.async[.<space:global|shared::cta|shared::cluster>]", "9.7.13 fence", "fence_proxy"),
     Visible("fence.mbarrier_init.release.cluster", "9.7.13 fence", "fence_mbarrier"),
-    Visible("fence.<order:acq_rel|sc|acquire|release>.<scope:cta|cluster|gpu|sys>", "9.7.13 fence", "fence"),
-    Visible("membar.<scope:cta|gl|sys>", "9.7.13 membar", "fence"),
+    Visible("fence.<order:acq_rel|sc|acquire|release>.<scope:gpu|sys>", "9.7.13 fence", "fence"),
+    Visible("membar.<scope:gl|sys>", "9.7.13 membar", "fence"),
     Visible("bar[.cta].sync[.aligned]", "9.7.13 bar", "barrier"),
     Visible("bar.warp.sync", "9.7.13 bar.warp.sync", "barrier_of_warp"),
     Visible("barrier.cluster.arrive[.<order:release|relaxed>].aligned", "9.7.13 barrier.cluster", "cluster_arrive"),

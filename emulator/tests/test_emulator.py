@@ -170,7 +170,7 @@ def test_reports_name_both_instructions():
     kind, at, other = next(each for each in reports if each.startswith("a load of shared memory that nothing")).split(
         "\n"
     )
-    assert re.search(r"\(byte \d+ of shared memory, block 0, (of threads \d+ to|thread) \d+\)", kind), kind
+    assert re.search(r"\(byte \d+ of shared memory, block 0, thread \d+ after thread \d+\)", kind), kind
     assert re.fullmatch(rf"    {re.escape(load)} +PTX line \d+", at), at
     assert re.fullmatch(rf"    {re.escape(store)} +PTX line \d+", other), other
 
