@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path += [str(root / folder) for folder in ("benchmarks", "tests")]
     # Nothing runs on a GPU, and where there is one JAX would look for its libraries.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # The compiler must write what it makes of each kernel.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     return (mutate if options.mutations else execute)(options)
 
 

@@ -2,7 +2,8 @@
 
 The function is lowered as for the GPU, and compiled for the CPU with each kernel replaced by a call of the emulator. So
 nothing needs to be known of the buffers of a kernel: what goes in is what XLA would pass, and the results are those of
-the whole function. One architecture per process: the compiler refuses a second, newer one.
+the whole function. One architecture per process: the compiler refuses a second, newer one. JAX's persistent compilation
+cache must be off, as the compiler does not write again what comes from there.
 
 This file alone needs JAX, with the CUDA compiler of the extra `aot`; it uses private names of JAX 0.12.
 """
@@ -18,7 +19,6 @@ from unittest import mock
 import jax
 import numpy as np
 from jax._src import compiler as jax_compiler
-from jax._src.config import enable_compilation_cache
 from jax._src.lib import xla_client
 from jax.experimental.mosaic.gpu import core as mosaic
 from jaxlib.mlir import ir
@@ -145,8 +145,7 @@ def _dumped(compiler, kernel, arguments):
     """The PTX and the host's LLVM text of a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         switches = {"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
-        # What comes from a cache is not written again.
-        with mock.patch.dict(os.environ, switches), enable_compilation_cache(False):
+        with mock.patch.dict(os.environ, switches):
             compiler.lower(kernel, *arguments).compile()
         (ptx,) = pathlib.Path(folder).glob("*.ptx")
         return ptx.read_text(), ptx.with_suffix(".ll").read_text()
