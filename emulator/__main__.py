@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mutations", action="store_true", help="list the synchronization that nobody misses instead")
     options = parser.parse_args(arguments)
     root = pathlib.Path(__file__).parent.parent
-    sys.path += [str(root / folder) for folder in ("benchmarks", "tests")]
+    sys.path += [str(root), str(root / "tests")]
     # Nothing runs on a GPU, and where there is one JAX would look for its libraries.
     os.environ["JAX_PLATFORMS"] = "cpu"
     # The compiler must write what it makes of each kernel.
@@ -31,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def executables(options):
     """The calls, compiled, and the time that each took."""
-    from aot import Compiler
-
+    from benchmarks.aot import Compiler
     from emulator.jaxnorm_calls import Executable, calls
 
     compiler = Compiler(options.gpu)

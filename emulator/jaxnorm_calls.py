@@ -2,7 +2,7 @@
 
 This file alone knows jaxnorm. It goes through public calls with `implementation="pallas"`, and lets jaxnorm believe
 that the GPU is smaller than it is, so that small arrays take every kind of copies and synchronization. It needs the
-folders benchmarks/ and tests/ in the path of modules.
+folder tests/ in the path of modules, for the oracle.
 """
 
 import functools
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import tolerance
-from aot import Compiler
 
 import jaxnorm
+from benchmarks.aot import Compiler
 from emulator.launch import Result
 from emulator.machine import Policy
 from emulator.mosaic import Function
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.report import cases
+from jaxnorm.selfcheck import cases
 
 # Relative error of the hardware's tanh, which the kernel takes in bfloat16 (PTX ISA 9.7.3, tanh.approx).
 _APPROXIMATE_TANH = 2.0**-11
@@ -68,9 +68,9 @@ def calls(gpu: str, seed: int) -> Iterator[Call]:
         yield from _ONCE_WRONG
     activations = [name for name in oracle.ACTIVATIONS if name not in ("none", "own")]
     while True:
-        for kind in reversed(cases.ways(device)):
+        for kind in reversed(cases.kinds(device)):
             size = _SIZE_FOR_CLUSTERS if "cluster" in str(kind) else _SIZE
-            ((_, case),) = cases.draw_each(rng, [kind], 1, device, size)
+            ((_, case),) = cases.draw_kinds(rng, [kind], 1, device, size)
             if case is not None:
                 activation = "none" if case.activation == "none" else str(rng.choice(activations))
                 offset = min(case.offset, 3.0)
