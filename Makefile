@@ -14,7 +14,7 @@ export JAX_PLATFORMS ?= cpu
 PYTEST_OPTIONS := --numprocesses auto --maxprocesses 8 --dist worksteal
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-demo: .venv/demo ## train a stylization network and draw stylize.png
+demo: .venv/demo ## train two stylization networks and draw stylize.png
 	$(BIN)/python examples/stylize.py $(ARGS)
 
 # On the CPU, wherever it runs: the suite proves the same things everywhere.
@@ -77,15 +77,21 @@ notebooks: .venv/notebooks ## run the notebooks top to bottom and write them wit
 docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_build/html
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
-# One stamp per extra: installed again only when pyproject.toml changes.
-.venv/%: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+# One stamp per group of dependencies: installed again only when pyproject.toml changes.
+.venv/demo: pyproject.toml | .venv/bin/python
+	@# Groups of dependencies are known to pip since 25.1.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+.venv/%: pyproject.toml | .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group $*
 	@touch $@
 
 # uv resolves to the lower bounds of what pyproject.toml names, which pip cannot.
 .venv-oldest/test: pyproject.toml | .venv/test
 	$(BIN)/python -m uv venv --quiet --clear --python $(BIN)/python .venv-oldest
-	$(BIN)/python -m uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[test]'
+	$(BIN)/python -m uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[demo]' --group test
 	@touch $@
 
 .venv/bin/python:
