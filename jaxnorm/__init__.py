@@ -4,7 +4,7 @@ import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from jaxnorm.explain import explain
+from jaxnorm.explanation import explain
 from jaxnorm.functional import group_norm, instance_moments, instance_norm
 from jaxnorm.version import __version__
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm.arguments import Implementation
-from jaxnorm.explain import explain
+from jaxnorm.explanation import explain
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.version import __version__
 

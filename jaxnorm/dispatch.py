@@ -11,6 +11,7 @@ Under vmap the mapped axis becomes one more batch axis: it stays one pass, and w
 """
 
 import abc
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,7 @@ from jax.interpreters import batching, mlir
 
 from jaxnorm import sharding, xla
 from jaxnorm.call import Call, Gradients, Operands, Statistics
-from jaxnorm.gpu.devices import DEVICES, Device, facts, interpreted, named
-from jaxnorm.gpu.proven import if_proven
+from jaxnorm.gpu.devices import DEVICES, NOT_PROVEN, Device, facts, if_proven, interpreted, is_any_proven, named
 from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.platforms import Cpu, Divided, Generic, Gpu, Platform
 
@@ -86,16 +86,15 @@ class Pass(abc.ABC):
             reason = "no CUDA GPU is known to compute this"
         if reason is not None or device is None:
             return NoTile(str(reason))
-        # Imported where a kernel may run, since Mosaic GPU takes a while to import.
-        from jaxnorm.gpu import elementwise
-        from jaxnorm.gpu import tiling as tile
-        from jaxnorm.gpu import worth as cost
+        if call.implementation is None and not is_any_proven(device):
+            return NOT_PROVEN
+        from jaxnorm.gpu import cost, elementwise, tile
 
         primitive = elementwise.first_uncovered(call.activation)
         if primitive is not None:
             return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")
         view, itemsize = call.layout(operands.x.shape).view_shape, operands.x.dtype.itemsize
-        instructions = cost.instructions(call.activation, 0, self.name, narrow=itemsize < 4)
+        instructions = cost.instructions(call.activation, self.name, narrow=itemsize < 4)
         found = tile.find_tile(view, itemsize, self.arrays(operands), device, instructions)
         return if_proven(found, device) if call.implementation is None else found
 
@@ -204,9 +203,7 @@ def _on_many_devices(one_pass: Pass, call: Call, *arguments: Any) -> Any:
 
 
 def _cannot_run(reason: str) -> ValueError:
-    return ValueError(
-        f"implementation='pallas' cannot run here: {reason}. Pass implementation=None or 'xla'."
-    )
+    return ValueError(f"implementation='pallas' cannot run here: {reason}. Pass implementation=None or 'xla'.")
 
 
 # The rules of the primitives.
@@ -309,11 +306,20 @@ def _evaluated(one_pass: Pass, *values: jax.Array, call: Call, structure: Any) -
     return results
 
 
+def _let_checkify_see_nans(primitive: Primitive) -> None:
+    """checkify has no public way to add a rule. Without one it does not see a NaN that is made in the norm."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import checkify
+
+        checkify.error_checks[primitive] = functools.partial(checkify.nan_error_check, primitive)
+
+
 FORWARD, BACKWARD = _Forward(), _Backward()
 
 for _one_pass in (FORWARD, BACKWARD):
     _one_pass.primitive.def_impl(functools.partial(_evaluated, _one_pass))
     _one_pass.primitive.def_effectful_abstract_eval(functools.partial(_types, _one_pass))
+    _let_checkify_see_nans(_one_pass.primitive)
     batching.primitive_batchers[_one_pass.primitive] = functools.partial(_batched, _one_pass)
     for _platform in _PLATFORMS:
         mlir.register_lowering(_one_pass.primitive, _lowering(_one_pass, _platform), platform=_platform)

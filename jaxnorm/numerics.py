@@ -16,22 +16,22 @@ from jaxnorm.platforms import Platform
 _EPS_DIGITS = 2.0**-20
 
 
-def provisional_center(platform: Platform, corner: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """A number near the mean of each instance: the mean of its corner (Platform.corner).
+def provisional_center(platform: Platform, slab: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """A number near the mean of each instance: the mean of its slab (Platform.slab).
 
     The mean of any subset that holds a share f of an instance obeys (center - mean)^2 <= variance * (1 - f) / f, by
     Cauchy-Schwarz on the subset's indicator, whatever the data. So mean(d^2) <= variance / f, and the rounding error of
-    the variance grows by at most 1 / f: 16 for f = 1/16, about 1e-6 relative in float32. The corners of all devices
+    the variance grows by at most 1 / f: 16 for f = 1/16, about 1e-6 relative in float32. The slabs of all devices
     that share an instance are such a subset, too.
     """
     # The sum is taken around the first position, since the sum of plain values at a large offset would be rounded by
     # more than their spread.
-    center = first = platform.first(corner).astype(dtype)
-    number = platform.count(corner)
+    center = first = platform.first(slab).astype(dtype)
+    number = platform.count(slab)
     if not isinstance(number, int) or number > 1:
         # We divide before we add, since the sum of large numbers would overflow.
         origin, share = platform.spread(first), 1 / number
-        (mean,) = platform.sum(lambda x: ((x.astype(dtype) - origin) * share,), corner)
+        (mean,) = platform.sum(lambda x: ((x.astype(dtype) - origin) * share,), slab)
         center = first + mean
     return _finite(platform.add_up(center / platform.devices))
 
@@ -41,7 +41,7 @@ def masked_center(
 ) -> tuple[jax.Array, jax.Array]:
     """The mean of the positions that count, and their number.
 
-    It is the mean of all of them, since no share of what a mask counts is known to lie in a corner.
+    It is the mean of all of them, since no share of what a mask counts is known to lie in a slab.
     """
     first = jnp.where(platform.first(where), platform.first(x), 0).astype(dtype)
     # We divide before we add, by how many may count, since the sum of large numbers would overflow.

@@ -11,17 +11,19 @@ This module imports Mosaic GPU: import it only where the kernel is wanted.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jaxnorm import scaling
-from jaxnorm.gpu import elementwise, parts
+from jaxnorm import numerics
+from jaxnorm.call import Gradients, Statistics
+from jaxnorm.gpu import elementwise, synchronization
 from jaxnorm.gpu.block import (
     Block,
     approximates,
+    for_each_instance,
     launch,
     partials_type,
     values_from_kernel,
@@ -30,30 +32,47 @@ from jaxnorm.gpu.block import (
 )
 from jaxnorm.gpu.copies import Chunk, Ref
 from jaxnorm.gpu.tile import Tile
-from jaxnorm.xla import Gradients, Statistics
 
 FORWARD_NAME = "jaxnorm_forward"
 BACKWARD_NAME = "jaxnorm_backward"
+
+
+class Moments(NamedTuple):
+    """What the forward pass finds of each instance, (B, 1, K) in float32.
+
+    Attributes:
+      center, delta: the mean is center + delta.
+      rstd: 1 / sqrt(variance + eps).
+      variance: biased; infinite where it overflows.
+    """
+
+    center: jax.Array
+    delta: jax.Array
+    rstd: jax.Array
+    variance: jax.Array
 
 
 def forward(
     x: jax.Array,
     gamma: jax.Array,
     beta: jax.Array,
-    captures: tuple[jax.Array, ...],
     residual: jax.Array | None,
     *,
     eps: float,
     activation: Callable[..., jax.Array] | None,
     tile: Tile,
-) -> tuple[jax.Array, Statistics]:
-    """As jaxnorm.xla.forward, for float16, bfloat16 and float32.
+) -> tuple[jax.Array, Moments]:
+    """y, and the moments of x, which is in float16, bfloat16 or float32.
 
     Args:
+      x, residual: (B, R, K); residual may be None.
+      gamma, beta: (B, 1, K) in float32.
+      eps: added to the variance.
+      activation: a function of z that jaxnorm.gpu.elementwise covers, or None.
       tile: of find_tile(x.shape, x.dtype.itemsize, 1, or 2 with a residual, device).
     """
-    traced = None if activation is None else elementwise.trace(activation, len(captures))
-    y, statistics, _ = launch(
+    traced = None if activation is None else elementwise.trace(activation)
+    y, moments, _ = launch(
         functools.partial(_forward, tile=tile, eps=eps, activation=traced),
         FORWARD_NAME,
         tile,
@@ -61,13 +80,12 @@ def forward(
             x.reshape(tile.shape),
             values_to_kernel(tile, gamma),
             values_to_kernel(tile, beta),
-            tuple(values_to_kernel(tile, value) for value in captures),
             None if residual is None else residual.reshape(tile.shape),
         ),
-        (jax.ShapeDtypeStruct(tile.shape, x.dtype), (values_type(tile),) * 3, partials_type(tile, 3)),
+        (jax.ShapeDtypeStruct(tile.shape, x.dtype), (values_type(tile),) * 4, partials_type(tile, 3)),
         x.dtype,
     )
-    return y.reshape(x.shape), Statistics(*(values_from_kernel(tile, value, gamma.shape) for value in statistics))
+    return y.reshape(x.shape), Moments(*(values_from_kernel(tile, value, gamma.shape) for value in moments))
 
 
 def backward(
@@ -75,54 +93,48 @@ def backward(
     statistics: Statistics,
     gamma: jax.Array,
     beta: jax.Array,
-    captures: tuple[jax.Array, ...],
     residual: jax.Array | None,
     dy: jax.Array,
     *,
     activation: Callable[..., jax.Array] | None,
     tile: Tile,
 ) -> Gradients:
-    """As jaxnorm.xla.backward, for float16, bfloat16 and float32.
+    """The gradients of forward for the cotangent dy of y.
 
     Args:
+      x, gamma, beta, residual, activation: of forward; residual may be None where there is no activation.
+      statistics: has the center, delta and rstd of forward.
+      dy: like x.
       tile: of find_tile(x.shape, x.dtype.itemsize, 2, or 3 with a residual, device).
     """
-    traced = None if activation is None else elementwise.trace_pullback(activation, len(captures))
-    like_x, sums = jax.ShapeDtypeStruct(tile.shape, x.dtype), 2 + len(captures)
-    dx, dresidual, sums_of_terms, _ = launch(
+    traced = None if activation is None else elementwise.trace_pullback(activation)
+    like_x = jax.ShapeDtypeStruct(tile.shape, x.dtype)
+    dx, dresidual, sums, _ = launch(
         functools.partial(_backward, tile=tile, pullback=traced),
         BACKWARD_NAME,
         tile,
         (
             x.reshape(tile.shape),
             dy.reshape(tile.shape),
-            tuple(values_to_kernel(tile, value) for value in statistics[:3]),
+            tuple(values_to_kernel(tile, value) for value in (statistics.center, statistics.delta, statistics.rstd)),
             values_to_kernel(tile, gamma),
             values_to_kernel(tile, beta),
-            tuple(values_to_kernel(tile, value) for value in captures),
             None if residual is None else residual.reshape(tile.shape),
         ),
-        (like_x, None if residual is None else like_x, (values_type(tile),) * sums, partials_type(tile, sums)),
+        (like_x, None if residual is None else like_x, (values_type(tile),) * 2, partials_type(tile, 2)),
         x.dtype,
     )
-    dbeta, dgamma, *dcaptures = (values_from_kernel(tile, value, gamma.shape) for value in sums_of_terms)
-    return Gradients(
-        dx.reshape(x.shape),
-        dgamma,
-        dbeta,
-        tuple(dcaptures),
-        None if dresidual is None else dresidual.reshape(x.shape),
-    )
+    dbeta, dgamma = (values_from_kernel(tile, value, gamma.shape) for value in sums)
+    return Gradients(dx.reshape(x.shape), dgamma, dbeta, None if dresidual is None else dresidual.reshape(x.shape))
 
 
 def _forward(
     x: Ref,
     gamma: Ref,
     beta: Ref,
-    captures: tuple[Ref, ...],
     residual: Ref | None,
     y: Ref,
-    statistics: tuple[Ref, ...],
+    moments: tuple[Ref, ...],
     partials: Ref | None,
     *,
     scratch: Any,
@@ -130,27 +142,23 @@ def _forward(
     eps: float,
     activation: elementwise.Traced | None,
 ) -> None:
-    block = Block(tile, scratch, [x] if residual is None else [x, residual], [y], partials)
-
-    def instance() -> None:
+    def instance(block: Block) -> None:
         # Loaded while x is on its way.
         gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
-        captured_values = [block.read_values(value) for value in captures]
-        first = block.first_values(x)
-        scale = scaling.of(first)
+        first = block.load_first_boxes(x)
+        scale = numerics.overflow_scale(first, tile.positions)
         found = block.exchange(_part_moments(block, first, scale))
-        center_value, scaled_delta, variance = parts.merged_moments(found, block.count, tile.positions, scale)
+        center_value, scaled_delta, variance = synchronization.merged_moments(found, block.count, tile.positions, scale)
         scaled_delta = jnp.where(variance == jnp.inf, 0.0, scaled_delta)
-        delta_value, rstd_value = scaling.undo(scaled_delta, variance, scale, eps)
+        delta_value, rstd_value, variance_value = numerics.unscaled(scaled_delta, variance, scale, eps)
 
         @pl.when(block.rank == 0)
         def _() -> None:
-            for ref, value in zip(statistics, (center_value, delta_value, rstd_value), strict=True):
+            for ref, value in zip(moments, (center_value, delta_value, rstd_value, variance_value), strict=True):
                 block.write_values(ref, value)
 
         factor_value = rstd_value * gamma_value
         center, factor, shift = map(block.spread, (center_value, factor_value, beta_value - delta_value * factor_value))
-        captured = [block.spread(value) for value in captured_values]
         substitutes = elementwise.APPROXIMATE if approximates(x.dtype) else {}
 
         def normalize(chunk: Chunk, _: None) -> None:
@@ -158,22 +166,23 @@ def _forward(
             if residual is not None:
                 z = z + block.read(1, chunk)
             if activation is not None:
-                z = elementwise.evaluate(activation, z, *captured, substitutes=substitutes)
+                z = elementwise.evaluate(activation, z, substitutes=substitutes)
             block.write(0, chunk, z)
 
-        block.sweep(normalize, give_back=True)
+        block.sweep(normalize, loaded=tile.boxes, write_back=True)
 
-    block.for_each_instance(instance)
+    sources = [x] if residual is None else [x, residual]
+    for_each_instance(instance, tile, scratch, sources, [y], partials)
 
 
 def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The moments of the positions that the block works on: see parts.merged_moments.
+    """The moments of the positions that the block works on: see synchronization.merged_moments.
 
-    The center is the mean of the first boxes, at least 1/16 of what is held, while the others are on their way; its sum
-    is around one element of the instance: a constant instance then has exactly that for its center, and at a large
-    offset the sum rounds less. One sweep around the center gives both sums.
+    The center is the mean of the first boxes, at least 1/16 of all, summed while the others are loaded. Its sum is
+    around one element of the instance: a constant instance then has exactly that for its center, and at a large offset
+    the sum rounds less. One sweep around the center gives both sums.
     """
-    spread_scale = block.spread(scale)
+    spread_scale, first_boxes = block.spread(scale), block.tile.first_boxes
 
     def deviation(chunk: Chunk, around: jax.Array) -> jax.Array:
         # A product by a power of two and a difference, in one instruction and rounded once.
@@ -181,7 +190,12 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
 
     around_first = block.spread(first * scale)
     total = block.total(
-        block.sweep(lambda chunk, total: total + deviation(chunk, around_first), block.zeros(), only_first=True)
+        block.sweep(
+            lambda chunk, total: total + deviation(chunk, around_first),
+            block.zeros(),
+            loaded=first_boxes,
+            boxes=first_boxes,
+        )
     )
     # Divided by 1 at least: the last blocks of an instance may have nothing.
     center = first + total / jnp.maximum(block.first_count(), 1.0) / scale
@@ -191,10 +205,10 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
         own = deviation(chunk, around_center)
         return totals[0] + own, totals[1] + own * own
 
-    total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros())))
+    total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros()), loaded=first_boxes))
     delta = total / jnp.maximum(block.count(block.rank), 1.0)
     around_mean = jnp.maximum(squares - total * delta, 0.0)
-    # What overflowed stays infinite: see scaling.undo.
+    # What overflowed stays infinite: see numerics.unscaled.
     return center, delta, jnp.where(squares == jnp.inf, squares, around_mean)
 
 
@@ -204,7 +218,6 @@ def _backward(
     statistics: tuple[Ref, ...],
     gamma: Ref,
     beta: Ref,
-    captures: tuple[Ref, ...],
     residual: Ref | None,
     dx: Ref,
     dresidual: Ref | None,
@@ -215,13 +228,9 @@ def _backward(
     tile: Tile,
     pullback: elementwise.Traced | None,
 ) -> None:
-    sources = [x, dy] if residual is None else [x, dy, residual]
-    block = Block(tile, scratch, sources, [dx] if dresidual is None else [dx, dresidual], partials)
-
-    def instance() -> None:
+    def instance(block: Block) -> None:
         center_value, delta_value, rstd_value = map(block.read_values, statistics)
         gamma_value, beta_value = block.read_values(gamma), block.read_values(beta)
-        captured = [block.spread(block.read_values(value)) for value in captures]
         center, rstd, offset = map(block.spread, (center_value, rstd_value, delta_value * rstd_value))
         scale, shift = block.spread(gamma_value), block.spread(beta_value)
 
@@ -230,26 +239,26 @@ def _backward(
         def normalized(chunk: Chunk) -> jax.Array:
             return (block.read(0, chunk) - center) * rstd - offset
 
-        def differentiate(chunk: Chunk, xhat: jax.Array) -> tuple[jax.Array, ...]:
-            """dz and the terms of the gradients of what the activation captures."""
+        def differentiate(chunk: Chunk, xhat: jax.Array) -> jax.Array:
+            """dz"""
             dy = block.read(1, chunk)
             if pullback is None:
-                return (dy,)
+                return dy
             z = xhat * scale + shift
             if residual is not None:
                 z = z + block.read(2, chunk)
-            return tuple(elementwise.evaluate_all(pullback, z, *captured, dy, substitutes=substitutes))
+            return elementwise.evaluate(pullback, z, dy, substitutes=substitutes)
 
         def add(chunk: Chunk, totals: Any) -> Any:
             xhat = normalized(chunk)
             # Where nothing counts dy may be 0, but the derivative may be anything.
-            dz, *dcaptures = (block.inside(term, chunk) for term in differentiate(chunk, xhat))
+            dz = block.inside(differentiate(chunk, xhat), chunk)
             if pullback is not None:
                 block.keep(1, chunk, dz)
-            return tuple(total + term for total, term in zip(totals, (dz, dz * xhat, *dcaptures), strict=True))
+            return totals[0] + dz, totals[1] + dz * xhat
 
-        found = block.sweep(add, (block.zeros(),) * len(sums))
-        totals = parts.total(block.exchange(tuple(map(block.total, found))))
+        found = block.sweep(add, (block.zeros(), block.zeros()), loaded=0)
+        totals = synchronization.total(block.exchange(tuple(map(block.total, found))))
 
         @pl.when(block.rank == 0)
         def _() -> None:
@@ -258,16 +267,18 @@ def _backward(
 
         # dx = factor * (dz - mean(dz) - xhat * mean(dz * xhat)), multiplied out: xhat = (x - center) * rstd - offset
         factor_value = gamma_value * rstd_value
-        mean_dz, mean_dz_xhat = (factor_value * total / tile.positions for total in totals[:2])
+        mean_dz, mean_dz_xhat = (factor_value * total / tile.positions for total in totals)
         factor, slope = block.spread(factor_value), block.spread(mean_dz_xhat * rstd_value)
         base = block.spread(mean_dz - mean_dz_xhat * (delta_value * rstd_value))
 
         def finish(chunk: Chunk, _: None) -> None:
-            dz = block.read(1, chunk) if block.keeps(chunk) else differentiate(chunk, normalized(chunk))[0]
+            dz = block.read(1, chunk) if block.keeps(chunk) else differentiate(chunk, normalized(chunk))
             block.write(0, chunk, factor * dz - ((block.read(0, chunk) - center) * slope + base))
             if dresidual is not None:
                 block.write(1, chunk, dz)
 
-        block.sweep(finish, give_back=True)
+        block.sweep(finish, loaded=tile.boxes, write_back=True)
 
-    block.for_each_instance(instance)
+    sources = [x, dy] if residual is None else [x, dy, residual]
+    targets = [dx] if dresidual is None else [dx, dresidual]
+    for_each_instance(instance, tile, scratch, sources, targets, partials)

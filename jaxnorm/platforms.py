@@ -26,9 +26,9 @@ from jaxnorm.layout import Layout
 
 Terms = Callable[..., tuple[jax.Array, ...]]
 
-# The corner whose mean is the provisional center holds at least one in so many positions of an instance. With a smaller
+# The slab whose mean is the provisional center holds at least one in so many positions of an instance. With a smaller
 # share we would read less and cancel more: see numerics.provisional_center.
-CORNER = 16
+SLAB = 16
 
 
 class Platform(abc.ABC):
@@ -80,22 +80,23 @@ class Platform(abc.ABC):
             view = lax.slice_in_dim(view, 0, 1, axis=axis)
         return view.squeeze(self.axes)
 
-    def corner(self, x: jax.Array) -> jax.Array:
-        """The view of some of the first positions of an array, at least one in CORNER.
+    def slab(self, x: jax.Array) -> jax.Array:
+        """The view of a slab in the middle of an array: at least one in SLAB of the positions of each instance.
 
         We cut the first spatial axes, since a slab lies in one piece and is read without the rest; the next axes only
-        as far as the first ones are too short. We cut the array and not its view, since from a view XLA for CPU makes a
-        loop over all of it.
+        as far as the first ones are too short. We take the middle, since the edge of an image is more often unlike the
+        rest. We cut the array and not its view, since from a view XLA for CPU makes a loop over all of it.
         """
         left = math.prod(x.shape[axis] for axis in self.layout.spatial_axes)
-        wanted = -(-left // CORNER)
+        wanted = -(-left // SLAB)
         for axis in self.layout.spatial_axes:
             # Half as many again are less trouble than rows that are cut, which do not lie in one piece.
             if left <= wanted * 3 // 2:
                 break
             size = x.shape[axis]
             kept = -(-size * wanted // left)
-            x = lax.slice_in_dim(x, 0, kept, axis=axis)
+            start = (size - kept) // 2
+            x = lax.slice_in_dim(x, start, start + kept, axis=axis)
             left = left // size * kept
         return type(self)(dataclasses.replace(self.layout, shape=x.shape)).view(x)
 
@@ -321,10 +322,10 @@ class Generic(Platform):
 class Divided(Generic):
     """For arrays that jit may have split over devices along any axis, and for symbolic sizes.
 
-    XLA makes the sums of each device, and adds up a few numbers per instance. A corner would lie on some devices only.
+    XLA makes the sums of each device, and adds up a few numbers per instance. A slab would lie on some devices only.
     """
 
-    def corner(self, x: jax.Array) -> jax.Array:
+    def slab(self, x: jax.Array) -> jax.Array:
         return x
 
 

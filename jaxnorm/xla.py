@@ -33,7 +33,7 @@ def forward(
     """
     x, gamma, beta, residual, where, center = views(platform, operands)
     if center is None:
-        statistics = _statistics(platform, x, where, platform.corner(operands.x), gamma.dtype, eps)
+        statistics = _statistics(platform, x, where, platform.slab(operands.x), gamma.dtype, eps)
     else:
         one = jnp.ones_like(center)
         statistics = Statistics(center, jnp.zeros_like(center), one, one, one * platform.count(x))
@@ -104,7 +104,8 @@ def backward(
     # The barrier keeps two passes two. XLA may write to memory what they share, such as the mask of a ReLU, so the
     # second one computes it again from statistics that it cannot know to be the same; and it may fuse the sums with the
     # second pass, or with the sum over the batch that follows.
-    again, (dbeta, dgamma) = lax.optimization_barrier((statistics, (dbeta, dgamma)))
+    center_again, delta, rstd, dbeta, dgamma = lax.optimization_barrier((*statistics[:3], dbeta, dgamma))
+    again = statistics._replace(center=center_again, delta=delta, rstd=rstd)
     dz = cotangent(again, pending, *arrays)
     factor = again.rstd * gamma
     dx = platform.spread(factor) * dz
@@ -162,7 +163,7 @@ def _statistics(
     platform: Platform,
     x: jax.Array,
     where: jax.Array | None,
-    corner: jax.Array,
+    slab: jax.Array,
     dtype: jax.typing.DTypeLike,
     eps: float,
 ) -> Statistics:
@@ -170,7 +171,7 @@ def _statistics(
     positions = platform.count(x) * platform.devices
     count: Any = positions
     if where is None:
-        center = numerics.provisional_center(platform, corner, dtype)
+        center = numerics.provisional_center(platform, slab, dtype)
     else:
         center, count = numerics.masked_center(platform, x, where, dtype)
     # The barrier makes the pass below read these numbers, and not compute them again at every position.

@@ -30,9 +30,8 @@ from benchmarks.contenders import PLAIN
 from benchmarks.hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
 from benchmarks.shapes import CHANNEL_AXIS, Shape, random_blocks
 from jaxnorm import instance_norm, pallas_kernel
-from jaxnorm.gpu import tiling
 from jaxnorm.gpu.devices import DEVICES
-from jaxnorm.gpu.tile import NoTile
+from jaxnorm.gpu.tile import NoTile, find_tile
 from jaxnorm.xla import Statistics
 
 KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
@@ -71,26 +70,24 @@ def report_view(compiler, device, view, dtype, *, residual, activation):
 
     def forward(tile):
         def function(x, gamma, beta, residual):
-            return pallas_kernel.forward(x, gamma, beta, (), residual, eps=1e-5, activation=activation, tile=tile)
+            return pallas_kernel.forward(x, gamma, beta, residual, eps=1e-5, activation=activation, tile=tile)
 
         return function, (x, value, value, added)
 
     def backward(tile):
         def function(x, statistics, gamma, beta, residual, dy):
-            return pallas_kernel.backward(
-                x, statistics, gamma, beta, (), residual, dy, activation=activation, tile=tile
-            )
+            return pallas_kernel.backward(x, statistics, gamma, beta, residual, dy, activation=activation, tile=tile)
 
         return function, (x, statistics, value, value, added, x)
 
     for name, arrays, build in (("forward", 1, forward), ("backward", 2, backward)):
         found = {"of": name, "view": view, "dtype": dtype, "residual": residual}
-        tile = tiling.find_tile(view, x.dtype.itemsize, arrays + residual, device)
+        tile = find_tile(view, x.dtype.itemsize, arrays + residual, device)
         if isinstance(tile, NoTile):
             yield found | {"reason": tile.reason}
             continue
         function, arguments = build(tile)
-        found |= {"tile": str(tile), "parts": tile.parts, "row_bytes": tile.row_bytes}
+        found |= {"tile": str(tile), "blocks": tile.blocks_per_instance, "row_bytes": tile.row_bytes}
         found |= {"thread_blocks": tile.thread_blocks, "shared_memory_bound": tile.shared_memory}
         with shared_memory() as asked:
             found |= _found(compiler, function, arguments, x)

@@ -20,8 +20,8 @@ from activations import ACTIVATIONS
 from aot import Compiler
 
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu import tiling
 from jaxnorm.gpu.devices import DEVICES
+from jaxnorm.gpu.tile import find_tile
 from jaxnorm.xla import Statistics
 
 
@@ -30,13 +30,13 @@ def passes(view, dtype, activation, device):
     batch, _, lanes = view
     x = jax.ShapeDtypeStruct(view, dtype)
     value = jax.ShapeDtypeStruct((batch, 1, lanes), jnp.float32)
-    first, second = (tiling.find_tile(view, x.dtype.itemsize, arrays, device) for arrays in (1, 2))
+    first, second = (find_tile(view, x.dtype.itemsize, arrays, device) for arrays in (1, 2))
 
     def forward(x, gamma, beta):
-        return pallas_kernel.forward(x, gamma, beta, (), None, eps=1e-5, activation=activation, tile=first)
+        return pallas_kernel.forward(x, gamma, beta, None, eps=1e-5, activation=activation, tile=first)
 
     def backward(x, statistics, gamma, beta, dy):
-        return pallas_kernel.backward(x, statistics, gamma, beta, (), None, dy, activation=activation, tile=second)
+        return pallas_kernel.backward(x, statistics, gamma, beta, None, dy, activation=activation, tile=second)
 
     yield "forward", first, forward, (x, value, value)
     yield "backward", second, backward, (x, Statistics(value, value, value), value, value, x)

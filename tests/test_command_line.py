@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 import jaxnorm
-from jaxnorm import report
+from jaxnorm import explanation as explanation_types
 from jaxnorm.__main__ import EXAMPLES, main
-from jaxnorm.report import explain
 
 RELU_ON_H100 = {"channel_axis": -1, "activation": jax.nn.relu, "device": "H100"}
 BY_NAME = RELU_ON_H100 | {"implementation": "pallas"}
@@ -24,22 +23,22 @@ def test_explain_returns_text_to_be_read(capsys):
     x = jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.bfloat16)
     explanation = jaxnorm.explain(x, residual=True, **BY_NAME)
     assert not capsys.readouterr().out
-    assert isinstance(explanation, report.Explanation)
-    assert isinstance(explanation.forward, report.Pass)
-    assert isinstance(explanation.forward.tile, report.Tile)
+    assert isinstance(explanation, explanation_types.Explanation)
+    assert isinstance(explanation.forward, explanation_types.Pass)
+    assert isinstance(explanation.forward.tile, explanation_types.Tile)
     size = 8 * 64 * 64 * 256 * 2
     assert (explanation.forward.bytes_moved, explanation.backward.bytes_moved) == (3 * size, 5 * size)
     text = repr(explanation)
     assert text == str(explanation)
     assert text.startswith("device: H100, compute capability 9.0, 132 SMs\nforward: pallas, moves 48.0 MiB\n")
-    parts = explanation.forward.tile.parts
+    parts = explanation.forward.tile.blocks_per_instance
     assert (f"clusters of {parts}" if parts > 1 else "no clusters") in text
 
 
 def test_explain_says_why_not():
     explanation = jaxnorm.explain(jnp.ones((2, 3, 8, 8)))
     assert explanation.forward.implementation == explanation.backward.implementation == "xla"
-    assert isinstance(explanation.forward.tile, report.NoTile)
+    assert isinstance(explanation.forward.tile, explanation_types.NoTile)
     # One reason for both passes, said once.
     assert str(explanation).count("kernel: ") == 1
 
@@ -76,7 +75,7 @@ def test_explain_of_an_instance_that_no_gpu_holds():
     ids=["CPU", "TPU", "GPU"],
 )
 def test_explain_names_the_current_device(device, line, monkeypatch):
-    monkeypatch.setattr(explain, "current", lambda x: types.SimpleNamespace(**device))
+    monkeypatch.setattr(explanation_types, "current", lambda x: types.SimpleNamespace(**device))
     assert str(jaxnorm.explain(jnp.ones((2, 3, 8, 8)))).startswith(f"device: {line}\n")
 
 

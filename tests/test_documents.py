@@ -172,7 +172,7 @@ def test_no_place_for_a_figure_is_left():
 
 BELOW = 1e-6
 OFFSETS = [0, 3, 100, 10_000, 1_000_000]
-# Of data whose first 3 of 24 rows are 40 standard deviations away: 6.1e-6 was seen, by one of many seeds.
+# Of data whose middle rows are far away: the center is taken there. With 12 seeds and 4 offsets 8.8e-6 was seen.
 FEW_ROWS_AWAY = 1e-5
 
 
@@ -189,7 +189,7 @@ def test_errors_are_below_what_the_readme_says(dtype):
 @pytest.mark.parametrize("offset", [0, 1_000_000])
 def test_errors_of_the_hardest_data(offset):
     data = np.random.default_rng(0).standard_normal((2, 24, 24, 8)) + offset
-    data[:, :3] += 40
+    data[:, 11:13] += 40  # 2 of 24 rows
     x = data.astype(np.float32)
     exact = accuracy.exact(x)
     errors = {

@@ -85,39 +85,6 @@ def test_a_constant_and_a_captured_number():
     np.testing.assert_array_equal(zeros, np.zeros_like(Z))
 
 
-def leaky(z, slope):
-    return jnp.where(z > 0, z, slope * z)
-
-
-# Slopes that z meets, one that it does not, one that nothing reads, and all of it in nested calls.
-WITH_CAPTURES = {
-    "slope": (leaky, 1),
-    "swish": (lambda z, a, b: b * z * jax.nn.sigmoid(jnp.exp(a) * z), 2),
-    "shift": (lambda z, a: z + a, 1),
-    "unread": (lambda z, a: jnp.tanh(z), 1),
-    "alone": (lambda z, a: a * a, 1),
-    "nested": (jax.checkpoint(jax.jit(lambda z, a: jax.nn.relu(leaky(z, a)) + jax.nn.silu(a * z))), 1),
-}
-
-
-@pytest.mark.parametrize("form", ["spread", "scalar"])
-@pytest.mark.parametrize("name", WITH_CAPTURES)
-def test_captures_are_arguments_with_gradients(name, form):
-    activation, count = WITH_CAPTURES[name]
-    z = jnp.asarray(Z)
-    captures = [jnp.full(Z.shape, 0.3 + i, jnp.float32) for i in range(count)]
-    given = captures if form == "spread" else [capture[0] for capture in captures]
-    assert elementwise.first_uncovered(activation, count) is None
-    y, pullback = jax.vjp(activation, z, *captures)
-    dy = jnp.cos(z)
-    got = elementwise.evaluate(elementwise.trace(activation, count), z, *given)
-    np.testing.assert_allclose(got, jnp.broadcast_to(y, z.shape), rtol=1e-6, atol=1e-6)
-    gradients = elementwise.evaluate_all(elementwise.trace_pullback(activation, count), z, *given, dy)
-    assert len(gradients) == 1 + count
-    for ours, jaxs in zip(gradients, pullback(dy), strict=True):
-        np.testing.assert_allclose(ours, jaxs, rtol=2e-6, atol=2e-6)
-
-
 @pytest.mark.parametrize(
     ("activation", "name"),
     [

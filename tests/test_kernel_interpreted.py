@@ -15,9 +15,8 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu.cutting import plain_tile_of_rows, tile_held_in_part, tile_of_rows, tile_of_span
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.tiling import find_tile, fits
+from jaxnorm.gpu.tile import bulk_tile, find_tile, fits, plain_tile, span_tile
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(180)]
 
@@ -45,7 +44,7 @@ def tiles(view, dtype, residual, how="bulk", parts=None):
     if lanes == 1:
         lanes = 4 if positions % 8 else 8
         reduces, shape = "both", (batch, positions // lanes, lanes)
-    make = {"bulk": tile_of_rows, "plain": plain_tile_of_rows}[how]
+    make = {"bulk": bulk_tile, "plain": plain_tile}[how]
     return [make(reduces, shape, lanes, parts, itemsize, arrays) for arrays in numbers]
 
 
@@ -62,9 +61,9 @@ def run(function, *arguments):
 
 
 @functools.partial(jax.jit, static_argnames=("eps", "activation", "tile"))
-def forward(x, gamma, beta, captures, residual, **options):
+def forward(*given, **options):
     """Compiled once for a view, however many tests look at it."""
-    return pallas_kernel.forward(x, gamma, beta, captures, residual, **options)
+    return pallas_kernel.forward(*given, **options)
 
 
 @functools.partial(jax.jit, static_argnames=("activation", "tile"))
@@ -82,23 +81,25 @@ def data(view, dtype, *, residual=False, offset=0.0, seed=0):
     return x, gamma, beta, draw(view, dtype) if residual else None, draw(view, dtype)
 
 
-def forward_and_backward(arguments, activation="none", eps=1e-5, how="bulk", parts=None, captures=()):
-    """y, the statistics and the gradients; the activation is a name, or a function of (z, *captures)."""
+def forward_and_backward(arguments, activation="none", eps=1e-5, how="bulk", parts=None):
+    """y, the moments and the gradients."""
     x, gamma, beta, residual, dy = arguments
-    function = oracle.ACTIVATIONS[activation].jax if isinstance(activation, str) else activation
+    function = oracle.ACTIVATIONS[activation].jax
     forward_tile, backward_tile = tiles(x.shape, x.dtype, residual is not None, how, parts)
 
     first = functools.partial(forward, eps=eps, activation=function, tile=forward_tile)
     second = functools.partial(backward, activation=function, tile=backward_tile)
-    y, statistics = run(first, x, gamma, beta, captures, residual)
-    return y, statistics, run(second, x, statistics, gamma, beta, captures, residual, dy)
+    y, moments = run(first, x, gamma, beta, residual)
+    return y, moments, run(second, x, moments, gamma, beta, residual, dy)
 
 
 def check(arguments, activation="none", **options):
     """Everything against float64, within the tolerances that the dtypes imply."""
     x, gamma, beta, residual, dy = arguments
     dtype, positions = x.dtype.name, x.shape[1]
-    y, _, gradients = forward_and_backward(arguments, activation, **options)
+    y, moments, gradients = forward_and_backward(arguments, activation, **options)
+    _, variance = oracle.moments(x, (2,))
+    np.testing.assert_allclose(moments.variance, variance, rtol=2 * tolerance.arithmetic(dtype, positions))
     given = {"channel_axes": (2,), "activation": activation}
     y64, magnitude = oracle.instance_norm(x, gamma[:, 0], beta[:, 0], residual=residual, **given)
     np.testing.assert_allclose(np.float64(y), y64, rtol=0, atol=tolerance.forward(dtype, positions, magnitude))
@@ -141,23 +142,13 @@ def _whole(copies, meeting, parts, view, itemsize):
     *_, lanes = view
     reduces, shape = ("rows", view) if lanes > 1 else ("both", (view[0], view[1] // 8, 8))
     if copies == "plain":
-        return lambda arrays: plain_tile_of_rows(reduces, shape, shape[2], parts, itemsize, arrays)
-    return lambda arrays: tile_of_rows(reduces, shape, shape[2], parts, itemsize, arrays, meeting)
-
-
-def _in_part(copies, view, itemsize):
-    """The same of instances held in part, in 3 blocks of 1/6 to 2/3 of their third."""
-
-    def tile(arrays):
-        room = 10 * 1024 + 2 * view[1] * view[2] * itemsize // 9 * 2
-        return tile_held_in_part("rows", view, view[2], itemsize, arrays, Device((9, 0), 3, room), copies)
-
-    return tile
+        return lambda arrays: plain_tile(reduces, shape, shape[2], parts, itemsize, arrays)
+    return lambda arrays: bulk_tile(reduces, shape, shape[2], parts, itemsize, arrays, meeting)
 
 
 WAYS = [
-    *(("bulk", meeting) for meeting in ("alone", "cluster", "group", "in part")),
-    *(("plain", meeting) for meeting in ("alone", "group", "in part")),
+    *(("bulk", meeting) for meeting in ("alone", "cluster", "group")),
+    *(("plain", meeting) for meeting in ("alone", "group")),
     ("span", "alone"),
 ]
 
@@ -169,21 +160,17 @@ def test_every_way_to_copy_and_to_meet(copies, meeting, seed):
     rng = np.random.default_rng([seed, WAYS.index((copies, meeting))])
     dtype = rng.choice(["float32", "bfloat16"])
     itemsize, activation, residual = jnp.dtype(dtype).itemsize, rng.choice(["none", "silu"]), bool(rng.integers(2))
-    parts = {"alone": 1, "cluster": int(rng.choice([2, 4])), "group": int(rng.integers(2, 5)), "in part": 3}[meeting]
+    parts = {"alone": 1, "cluster": int(rng.choice([2, 4])), "group": int(rng.integers(2, 5))}[meeting]
     batch, positions = int(rng.integers(1, 3)), int(rng.integers(200, 500)) * parts
     if copies == "span":
         view = (8 * batch, positions, 1)
-        how = functools.partial(tile_of_span, 8 * batch, positions, itemsize)
-    elif meeting == "in part":
-        view = (1, 2 * positions, 32 // itemsize)
-        how = _in_part(copies, view, itemsize)
+        how = functools.partial(span_tile, 8 * batch, positions, itemsize)
     else:
         view = (batch, positions, 32 // itemsize) if rng.integers(2) else (batch, 8 * positions, 1)
         how = _whole(copies, meeting, parts, view, itemsize)
     tile = how(1 + residual)
     print(f"seed {seed}: {view} {dtype} {activation} residual={residual}\n{tile}")
-    assert (tile.copies, tile.meeting) == (copies, "group" if meeting == "in part" else meeting)
-    assert bool(tile.streamed) == (meeting == "in part")
+    assert (tile.copies, tile.synchronization) == (copies, meeting)
     check(data(view, dtype, residual=residual, offset=rng.normal()), activation, how=how)
 
 
@@ -191,16 +178,16 @@ def test_every_way_to_copy_and_to_meet(copies, meeting, seed):
 def test_more_parts_than_a_cluster_has(view, parts, dtype):
     """They are merged as rows of a chunk, or its positions; the last ones of both are nobody's."""
     how = _whole("bulk", "group", parts, view, jnp.dtype(dtype).itemsize)
-    assert how(1).parts == parts
+    assert how(1).blocks_per_instance == parts
     check(data(view, dtype, residual=True, offset=3.0), "silu", how=how)
 
 
 def test_a_group_where_a_cluster_would_do():
     """Clusters of 8 would leave SMs of this GPU idle."""
     view, device = (3, 5001, 8), Device((9, 0), 20, 40 * 1024)
-    assert fits(tile_of_rows("rows", view, 8, 8, 4, 1), device)
+    assert fits(bulk_tile("rows", view, 8, 8, 4, 1), device)
     tile = find_tile(view, 4, 1, device)
-    assert (tile.meeting, tile.parts) == ("group", 10)
+    assert (tile.synchronization, tile.blocks_per_instance) == ("group", 10)
     check(data(view, "float32", offset=-2.0), "gelu", how=lambda arrays: find_tile(view, 4, arrays, device))
 
 
@@ -242,8 +229,8 @@ def test_constant_instances(view, cluster):
     _, gamma, beta, _, dy = data(view, "float32")
     constants = 0.1 + 1e3 * jnp.arange(gamma.size, dtype=jnp.float32).reshape(gamma.shape)
     x = jnp.broadcast_to(constants, view)
-    y, statistics, gradients = forward_and_backward((x, gamma, beta, None, dy), "gelu", parts=cluster)
-    np.testing.assert_array_equal(statistics.center + statistics.delta, constants)
+    y, moments, gradients = forward_and_backward((x, gamma, beta, None, dy), "gelu", parts=cluster)
+    np.testing.assert_array_equal(moments.center + moments.delta, constants)
     np.testing.assert_allclose(y, np.broadcast_to(jax.nn.gelu(beta), view), rtol=1e-6, atol=1e-7)
     assert all(np.isfinite(g).all() for g in gradients if g is not None)
     y, _, _ = forward_and_backward((x, gamma, beta, None, dy), parts=cluster)
@@ -292,43 +279,19 @@ def test_without_the_store_of_newer_jax(view, monkeypatch):
 
 
 @pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (SPAN, None), (LAST, 2)])
-def test_captures(view, cluster):
-    """A learned slope and offset: their gradients per instance, against JAX's in float64."""
-
-    def activation(z, slope, offset):
-        return jnp.where(z > 0, z, slope * z) + offset
-
-    arguments = data(view, "float32", residual=True, offset=2.0)
-    rng = np.random.default_rng(3)
-    captures = tuple(jnp.asarray(rng.standard_normal(arguments[1].shape), jnp.float32) for _ in range(2))
-    y, _, gradients = forward_and_backward(arguments, activation, parts=cluster, captures=captures)
-
-    with jax.enable_x64(True):
-        x, gamma, beta, residual, dy, slope, offset = (np.float64(value) for value in (*arguments, *captures))
-
-        def norm(x, gamma, beta, captures, residual):
-            deviation = x - x.mean(1, keepdims=True)
-            xhat = deviation / jnp.sqrt(jnp.square(deviation).mean(1, keepdims=True) + 1e-5)
-            return activation(xhat * gamma + beta + residual, *captures)
-
-        want, pullback = jax.vjp(norm, x, gamma, beta, (slope, offset), residual)
-        wanted = pullback(dy)
-    np.testing.assert_allclose(y, want, rtol=0, atol=1e-5)
-    for got, exact in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
-        assert got.shape == exact.shape
-        np.testing.assert_allclose(got, exact, rtol=0, atol=2e-6 * max(1, np.abs(exact).max()) * np.sqrt(view[1]))
-
-
-@pytest.mark.parametrize(("view", "cluster"), [(LAST, None), (FIRST, None), (SMALL, None), (SPAN, None), (LAST, 2)])
 def test_huge_numbers(view, cluster):
     """Squares beyond float32: right all the same, or beta where even the unit of the first element does not help."""
     x, gamma, beta, _, dy = data(view, "float32", offset=3.0)
     sizes = jnp.resize(jnp.array([1e15, 1e20, 1e30], jnp.float32), gamma.shape)
     x = (x * sizes).at[0, :, 0].set(1e20)
     x = x.at[-1, 0, -1].set(0.0).at[-1, 1:, -1].mul(1e25 / sizes[-1, 0, -1])
-    results = forward_and_backward((x, gamma, beta, None, dy), parts=cluster)
-    assert all(np.isfinite(value).all() for value in jax.tree.leaves(results))
-    y, _, gradients = results
+    y, moments, gradients = forward_and_backward((x, gamma, beta, None, dy), parts=cluster)
+    assert all(np.isfinite(value).all() for value in jax.tree.leaves((y, moments[:3], gradients)))
+    with np.errstate(over="ignore"):
+        variance = np.float32(oracle.moments(x, (2,))[1])
+    assert np.isinf(variance).any()
+    rtol = 2 * tolerance.arithmetic("float32", view[1])
+    np.testing.assert_allclose(moments.variance, variance, rtol=rtol)
     y64, magnitude = oracle.instance_norm(x, gamma[:, 0], beta[:, 0], channel_axes=(2,))
     y64[-1, :, -1] = beta[-1, 0, -1]
     np.testing.assert_allclose(y, y64, rtol=0, atol=tolerance.forward("float32", view[1], magnitude))

@@ -12,7 +12,7 @@ import tolerance
 from jaxnorm import xla
 from jaxnorm.call import Operands
 from jaxnorm.layout import Layout
-from jaxnorm.platforms import CORNER, Cpu, Divided, Generic, Gpu
+from jaxnorm.platforms import SLAB, Cpu, Divided, Generic, Gpu
 from jaxnorm.reference import statistics_dtype
 
 pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
@@ -65,7 +65,7 @@ def check(platform, shape, axes, dtype, activation="silu"):
     bound = tolerance.arithmetic("float32", positions)
     got_mean = np.float64(statistics.center) + np.float64(statistics.delta)
     np.testing.assert_allclose(got_mean, mean, rtol=0, atol=bound * np.abs(np.float64(x)).max())
-    np.testing.assert_allclose(statistics.variance, variance, rtol=CORNER * bound, atol=1e-12)
+    np.testing.assert_allclose(statistics.variance, variance, rtol=SLAB * bound, atol=1e-12)
     np.testing.assert_array_equal(statistics.counted, positions)
 
     want = oracle.gradients(dy, x, **given)
@@ -92,9 +92,9 @@ def test_few_and_many(platform, shape, axes, dtype):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 100, 7), (2, 3, 5, 5, 5), (2, 3, 2, 2), (2, 3, 1, 47)])
-def test_the_corner_has_its_share(shape):
+def test_the_slab_has_its_share(shape):
     layout = Layout(shape, (1,))
     for platform in (Cpu, Gpu, Generic):
-        corner = platform(layout).corner(jnp.zeros(shape))
-        assert layout.positions <= CORNER * corner.size // math.prod(layout.instances)
-    assert Divided(layout).corner(jnp.zeros(shape)).shape == shape
+        slab = platform(layout).slab(jnp.zeros(shape))
+        assert layout.positions <= SLAB * slab.size // math.prod(layout.instances)
+    assert Divided(layout).slab(jnp.zeros(shape)).shape == shape

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 
 from jaxnorm.gpu.block import values_shape
 from jaxnorm.gpu.copies import first_of_span
-from jaxnorm.gpu.cutting import MOST_BOXES, tile_of_rows
+from jaxnorm.gpu.cost import is_full, microseconds
 from jaxnorm.gpu.devices import DEVICES, Device
-from jaxnorm.gpu.parts import shape
-from jaxnorm.gpu.ranking import is_full, microseconds
-from jaxnorm.gpu.tile import NoTile
-from jaxnorm.gpu.tiling import find_tile, fits, is_worth_meeting
+from jaxnorm.gpu.synchronization import partials_shape
+from jaxnorm.gpu.tile import MOST_BOXES, NoTile, bulk_tile, find_tile, fits, is_worth_sharing
 
 H100 = DEVICES["H100"]
 
@@ -50,7 +48,7 @@ def test_a_tile_fits_and_divides(call):
     assert (tile.arrays, tile.itemsize) == (arrays, itemsize)
     assert tile.arrays * tile.tile_bytes < tile.shared_memory <= device.shared_memory
     assert tile.row_bytes in (16, 32, 64, 128)
-    assert tile.rows % tile.chunk == 0 == tile.streamed % tile.chunk
+    assert tile.rows % tile.chunk == 0
     # Whole instructions: 128 threads with 4 elements each.
     assert tile.chunk * tile.lanes % 512 == 0
     assert tile.positions == view[1]
@@ -67,25 +65,20 @@ def test_a_tile_fits_and_divides(call):
 @settings(max_examples=500, deadline=None)
 @given(calls)
 def test_nobody_waits_for_a_block_that_cannot_run(call):
-    view, _, arrays, device, *_ = call
+    view, _, _, device, *_ = call
     tile = find_tile(*call)
     if isinstance(tile, NoTile):
         return
-    assert (tile.meeting == "alone") == (tile.parts == 1)
-    if tile.meeting == "cluster":
-        assert tile.parts in (2, 4, 8)
+    assert (tile.synchronization == "alone") == (tile.blocks_per_instance == 1)
+    if tile.synchronization == "cluster":
+        assert tile.blocks_per_instance in (2, 4, 8)
         assert device.compute_capability >= (9, 0)
-    if tile.meeting == "group":
+    if tile.synchronization == "group":
         # An SM has room for one block at least: it fits.
-        assert tile.parts <= device.sm_count
+        assert tile.blocks_per_instance <= device.sm_count
         # Groups may run one after another, and half a sector would be read twice then.
         assert tile.row_bytes >= 32 or view[2] == 1
-        assert (tile.parts - 1) * tile.block_rows < tile.extent
-    if tile.streamed:
-        assert 0 < tile.share < 1
-        assert tile.share * arrays >= 0.4
-    else:
-        assert tile.share == 1
+        assert (tile.blocks_per_instance - 1) * tile.block_rows < tile.extent
 
 
 @settings(max_examples=300, deadline=None)
@@ -96,7 +89,7 @@ def test_every_row_and_lane_is_covered_once(call):
     if isinstance(tile, NoTile):
         return
     _, rows, lanes = tile.shape
-    assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.parts
+    assert tile.thread_blocks == tile.shape[0] * tile.blocks * tile.blocks_per_instance
     if tile.span is not None:
         # Whole instances, from one multiple of 16 bytes to another.
         assert tile.blocks * math.prod(tile.span) == math.prod(view)
@@ -112,20 +105,14 @@ def test_every_row_and_lane_is_covered_once(call):
         return
     assert _covered([index * tile.lanes for index in range(tile.blocks)], tile.lanes, lanes) == list(range(lanes))
     seen = []
-    for start in range(0, tile.parts * tile.block_rows, tile.block_rows):
-        pieces = [(start + box * tile.rows, tile.rows) for box in range(tile.boxes)]
-        held = start + tile.held_rows
-        pieces += [(held + row, tile.chunk) for row in range(0, tile.streamed, tile.chunk) if held + row < rows]
-        for at, size in pieces:
-            beyond = at + size > rows
+    for start in range(0, tile.blocks_per_instance * tile.block_rows, tile.block_rows):
+        for at in range(start, start + tile.block_rows, tile.rows):
+            beyond = at + tile.rows > rows
             assert not beyond or tile.ragged
-            if beyond and at >= held:
-                # Moved back to the end of the instance, where it stays among the rows that are not held.
-                assert rows - size >= held
-            elif beyond and tile.copies == "plain":
-                # Or in the rows of its own block.
-                assert rows - size >= start
-            seen.append((at, min(at + size, rows)))
+            if beyond and tile.copies == "plain":
+                # It is moved back to end with the instance, and stays among the rows of its own block.
+                assert rows - tile.rows >= start
+            seen.append((at, min(at + tile.rows, rows)))
     edges = [edge for piece in seen if piece[0] < piece[1] for edge in piece]
     assert edges[0] == 0
     assert edges[-1] == rows
@@ -150,7 +137,7 @@ def test_indices_fit_into_32_bits(call):
     elif tile.reduces == "lanes":
         ends += [tile.blocks * tile.rows, tile.boxes * tile.lanes]
     else:
-        ends += [tile.parts * tile.block_rows, tile.blocks * tile.lanes]
+        ends += [tile.blocks_per_instance * tile.block_rows, tile.blocks * tile.lanes]
     # Each is the end of something that is counted from 0.
     assert max(ends) <= 2**31 - 1
 
@@ -197,15 +184,16 @@ def test_no_tile_that_fits_is_ranked_before_it(call, groups):
     widths = [n // itemsize for n in (128, 64, 32) if view[2] % (n // itemsize) == 0]
     ways = [*((parts, None) for parts in (1, 2, 4, 8)), (device.sm_count // groups, "group")]
     for lanes, (parts, meeting) in itertools.product(widths, ways):
-        other = tile_of_rows("rows", view, lanes, parts, itemsize, arrays, meeting)
-        if fits(other, device) and is_worth_meeting(other):
-            assert tile.parts * 2 <= device.sm_count
+        other = bulk_tile("rows", view, lanes, parts, itemsize, arrays, meeting)
+        if fits(other, device) and is_worth_sharing(other):
+            assert tile.blocks_per_instance * 2 <= device.sm_count
             assert rank(tile, device, issued) <= rank(other, device, issued)
 
 
 def rank(tile, device, issued):
-    """A group must be faster beyond doubt."""
-    return not is_full(tile, device), microseconds(tile, device, issued) * (1.1 if tile.meeting == "group" else 1)
+    """A group must be faster by a tenth."""
+    handicap = 1.1 if tile.synchronization == "group" else 1
+    return not is_full(tile, device), microseconds(tile, device, issued) * handicap
 
 
 @settings(max_examples=300, deadline=None)
@@ -218,11 +206,11 @@ def test_every_block_of_a_group_gets_its_turn(call):
     """
     _, itemsize, arrays, device, *_ = call
     tile = find_tile(*call)
-    if isinstance(tile, NoTile) or tile.meeting != "group":
+    if isinstance(tile, NoTile) or tile.synchronization != "group":
         return
-    kernels = 2 if tile.parts * 2 <= device.sm_count else 1
+    kernels = 2 if tile.blocks_per_instance * 2 <= device.sm_count else 1
     assert kernels == 2 or not any(
-        fits(tile_of_rows(tile.reduces, tile.shape, tile.lanes, parts, itemsize, arrays), device)
+        fits(bulk_tile(tile.reduces, tile.shape, tile.lanes, parts, itemsize, arrays), device)
         for parts in (1, 2, 4, 8)
         if tile.copies == "bulk"
     )
@@ -235,7 +223,7 @@ def test_every_block_of_a_group_gets_its_turn(call):
             new = min(left[kernel], room)
             started |= new > 0
             left[kernel] -= new
-            complete = (waiting[kernel] + new) // tile.parts * tile.parts
+            complete = (waiting[kernel] + new) // tile.blocks_per_instance * tile.blocks_per_instance
             room += complete - new
             waiting[kernel] += new - complete
         assert started
@@ -248,10 +236,10 @@ def test_bytes_stay_at_the_floor(call):
     """What blocks exchange is little beside what they read, and no sector is read by two groups."""
     view, itemsize, arrays, *_ = call
     tile = find_tile(*call)
-    if isinstance(tile, NoTile) or tile.parts == 1:
+    if isinstance(tile, NoTile) or tile.blocks_per_instance == 1:
         return
     outer, positions = values_shape(tile)
-    exchanged = 3 * 4 * outer * math.prod(shape(tile, positions))
+    exchanged = 3 * 4 * outer * math.prod(partials_shape(tile, positions))
     assert exchanged <= math.prod(view) * itemsize * arrays / 20
 
 
@@ -297,7 +285,7 @@ def test_clusters_that_an_h100_holds(cluster, per_sm, resident):
 )
 def test_preferences_on_h100(view, itemsize, arrays, row_bytes, cluster):
     tile = find_tile(view, itemsize, arrays, H100)
-    assert (tile.row_bytes, tile.parts) == (row_bytes, cluster)
+    assert (tile.row_bytes, tile.blocks_per_instance) == (row_bytes, cluster)
 
 
 def test_small_instances_share_a_thread_block():
@@ -307,31 +295,29 @@ def test_small_instances_share_a_thread_block():
 
 def test_less_shared_memory_means_larger_clusters():
     large, small = (find_tile((512, 49152, 1), 4, 1, DEVICES[name]) for name in ("H100", "RTX 5090"))
-    assert (large.parts, small.parts) == (2, 8)
+    assert (large.blocks_per_instance, small.blocks_per_instance) == (2, 8)
 
 
 @pytest.mark.parametrize(
     ("view", "itemsize", "arrays", "device", "how"),
     [
         # What no cluster holds, the whole device does.
-        ((1, 262144, 64), 4, 2, "H100", ("bulk", "group", 1.0)),
-        ((1, 884736, 32), 2, 1, "H100", ("bulk", "group", 1.0)),
-        # Nor does that: half of it, and the rest twice.
-        ((1, 884736, 32), 2, 2, "H100", ("bulk", "group", 0.49)),
-        ((2, 2097152, 32), 2, 1, "H100", ("bulk", "group", 0.43)),
-        ((8, 4096, 256), 4, 1, "A100", ("plain", "alone", 1.0)),
-        ((8, 4096, 256), 4, 2, "A100", ("plain", "group", 1.0)),
-        ((1, 262144, 64), 4, 2, "A100", ("plain", "group", 0.95)),
-        ((2048, 4096, 1), 4, 1, "L40S", ("plain", "alone", 1.0)),
+        ((1, 262144, 64), 4, 2, "H100", ("bulk", "group")),
+        ((1, 884736, 32), 2, 1, "H100", ("bulk", "group")),
+        ((8, 4096, 256), 4, 1, "A100", ("plain", "alone")),
+        ((8, 4096, 256), 4, 2, "A100", ("plain", "group")),
+        ((2048, 4096, 1), 4, 1, "L40S", ("plain", "alone")),
+        # Fewer rows than 4 instructions cover, and more than 2.
+        ((5, 250, 4), 4, 2, "A100", ("plain", "alone")),
         # Rows that start anywhere.
-        ((1024, 225, 1), 4, 1, "H100", ("span", "alone", 1.0)),
-        ((256, 343, 1), 2, 2, "RTX 4090", ("span", "alone", 1.0)),
-        ((32, 49, 1), 4, 1, "A100", ("span", "alone", 1.0)),
+        ((1024, 225, 1), 4, 1, "H100", ("span", "alone")),
+        ((256, 343, 1), 2, 2, "RTX 4090", ("span", "alone")),
+        ((32, 49, 1), 4, 1, "A100", ("span", "alone")),
     ],
 )
 def test_ways(view, itemsize, arrays, device, how):
     tile = find_tile(view, itemsize, arrays, DEVICES[device])
-    assert (tile.copies, tile.meeting, round(tile.share, 2)) == how
+    assert (tile.copies, tile.synchronization) == how
 
 
 @pytest.mark.parametrize(
@@ -340,15 +326,20 @@ def test_ways(view, itemsize, arrays, device, how):
         ((8, 4096, 256), 8, 1, "H100", "these have 8 bytes"),
         ((8, 4096, 3), 4, 1, "H100", ": 3 channels take 12 bytes"),
         ((6, 225, 1), 4, 1, "H100", "4 of 225 positions do, and 4 does not divide the 6 instances"),
-        ((64, 65025, 1), 4, 1, "H100", "4 instances of 65025 positions and 1 array take 1040400 bytes"),
         (
-            (2, 2097152, 32),
-            2,
-            2,
-            "A100",
-            "128 MiB of shared memory for 16 channels.* has 17 MiB in all",
+            *((64, 65025, 1), 4, 1, "H100"),
+            "a span of 4 instances of 65025 positions in an array needs 0.999 MiB of shared memory: a thread block has "
+            "227 KiB",
         ),
-        ((1, 67_108_864, 1), 4, 1, "H100", "256 MiB of shared memory for an instance: the GPU has 29 MiB in all"),
+        (
+            *((2, 2097152, 32), 2, 2, "A100"),
+            "a slice of 2097152 positions and 16 channels in 2 arrays needs 129 MiB of shared memory: the GPU has "
+            "17.2 MiB in all",
+        ),
+        ((1, 884736, 32), 2, 2, "H100", "needs 54.6 MiB of shared memory: the GPU has 29.3 MiB in all"),
+        ((1, 67_108_864, 1), 4, 1, "H100", "an instance of 67108864 positions in an array needs 257 MiB"),
+        ((1, 70_000, 4), 4, 1, "H100", "has 35 boxes of 256 rows in each of 8 thread blocks: .* for 32"),
+        ((1, 200_000, 4), 4, 2, "A100", "needs 6.11 MiB of shared memory: a thread block has 163 KiB"),
         ((2, 9, 32), 4, 1, "A100", "an instance of 9 positions is less than"),
         ((0, 4096, 64), 4, 1, "H100", "nothing to normalize"),
     ],

@@ -1,4 +1,4 @@
-"""What one thread block of the GPU kernels knows and does, whichever way the work is cut (see jaxnorm.gpu.tiling)."""
+"""One thread block of the GPU kernels: what it knows and does, however jaxnorm.gpu.tile cuts the work."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,86 +10,115 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxnorm.gpu import copies, meeting, parts
-from jaxnorm.gpu.copies import Chunk, Place, Ref
+from jaxnorm.gpu import copies, synchronization
+from jaxnorm.gpu.copies import Chunk, Copies, Instance, Place, Ref
+from jaxnorm.gpu.synchronization import PartialResults, Synchronization
 from jaxnorm.gpu.tile import REDUCTION_SCRATCH_BYTES, Tile
 
 
+def for_each_instance(
+    body: Callable[["Block"], None],
+    tile: Tile,
+    scratch: Any,
+    sources: Sequence[Ref],
+    targets: Sequence[Ref],
+    partials: Ref | None,
+) -> None:
+    """Runs the body in a thread block: once, or in turn for each of the instances that are not computed side by side.
+
+    Args:
+      body: takes the block, which loads the sources, and writes the targets.
+      tile, scratch: of the kernel, see launch.
+      sources, targets: x-sized arrays; a target may take the place of the source of that number.
+      partials: of partials_type.
+    """
+    order = synchronization.strategy(tile)(tile, scratch["synchronization"])
+    place = Place(lax.div(order.index, tile.blocks), lax.rem(order.index, tile.blocks), order.rank)
+    moves = copies.strategy(tile)(tile, place, sources, targets, scratch["copies"])
+    moves.start()
+    moves.for_each_instance(lambda instance: body(Block(tile, place, order, moves, instance, partials)))
+    moves.finish()
+
+
 class Block:
-    """A thread block: what it holds, how it sums it and how it spreads a value per instance over it.
+    """A thread block and an instance: how it goes through it, sums it and spreads a value per instance over it.
 
     A value per instance is a vector over the lanes of the tile ("rows"), over its rows ("lanes"), or a scalar ("both").
+
+    Args:
+      tile, partials: see for_each_instance; partials is None where the block is alone.
+      place: of the block.
+      order: waits for other blocks.
+      moves: loads and stores.
+      instance: that the block works on, or the first of several side by side.
     """
 
     def __init__(
-        self, tile: Tile, scratch: Any, sources: Sequence[Ref], targets: Sequence[Ref], partials: Ref | None
+        self,
+        tile: Tile,
+        place: Place,
+        order: Synchronization,
+        moves: Copies,
+        instance: Instance,
+        partials: Ref | None,
     ) -> None:
-        self.tile = tile
-        # None where the block is alone.
-        self.partials: Ref = partials
-        self.meeting = meeting.way(tile)(tile, scratch["meeting"])
-        self.rank = self.meeting.rank
-        self.index = lax.rem(self.meeting.index, tile.blocks)
-        place = Place(lax.div(self.meeting.index, tile.blocks), self.index, self.rank)
-        self.copies = copies.way(tile)(tile, place, sources, targets, scratch["copies"])
-        self.shape, self.layout = self.copies.shape, self.copies.layout
-        self.copies.start()
-        # Boxes that were waited for.
-        self._came = 0
-
-    def for_each_instance(self, body: Callable[[], None]) -> None:
-        """Runs the body once, or where the block has several instances in turn, for each of them."""
-        self.copies.for_each_instance(body)
-        self.copies.finish()
+        self.tile, self.rank = tile, place.rank
+        self.shape, self.layout = moves.shape, moves.layout
+        self._place, self._order, self._copies, self._instance = place, order, moves, instance
+        self._partials: Ref = partials
 
     # Chunks.
 
     def read(self, number: int, chunk: Chunk) -> jax.Array:
         """A chunk of a source, in float32."""
-        return self.copies.read(number, chunk)
+        return self._copies.read(number, chunk)
 
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        """A chunk of a target."""
-        self.copies.write(number, chunk, values)
+        """Writes a chunk of a target."""
+        self._copies.write(number, chunk, values)
 
     def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        """Puts values where a chunk of a source is held, for the next sweep: if the block keeps the chunk."""
+        """Overwrites a chunk of a source for the next sweep, if the block keeps the chunk."""
         if self.keeps(chunk):
-            self.copies.keep(number, chunk, values)
+            self._copies.keep(number, chunk, values)
 
     def keeps(self, chunk: Chunk) -> bool:
-        """Whether the chunk is held, and has no parts that other chunks have too."""
-        return chunk.box is not None and chunk.low is None
+        """Whether no other chunk, and no other instance, has some of the same rows."""
+        return chunk.low is None
 
     def sweep(
         self,
         step: Callable[[Chunk, Any], Any],
         carry: Any = None,
         *,
-        only_first: bool = False,
-        give_back: bool = False,
+        loaded: int,
+        boxes: int | None = None,
+        write_back: bool = False,
     ) -> Any:
-        """carry = step(chunk, carry) for all chunks, or those of the first boxes; waits for boxes that it needs."""
-        held, boxes, came = self.copies, self.tile.first_boxes if only_first else self.tile.boxes, self._came
-        self._came = max(came, boxes)
+        """carry = step(chunk, carry) for all chunks.
 
-        def go_through(box: Any, carry: Any) -> Any:
-            if came < boxes:
-                pl.when(box >= came)(functools.partial(held.wait, box))
-            rows = self.tile.chunk
+        Args:
+          step: sees the chunks in order.
+          carry: at the start.
+          loaded: this many boxes are in shared memory; the sweep waits for each of the others.
+          boxes: this many boxes have the chunks; None is all.
+          write_back: whether to write each box back after its last step.
+        """
+        boxes, rows = self.tile.boxes if boxes is None else boxes, self.tile.chunk
 
-            def go(i: Any, carry: Any) -> Any:
-                return step(held.chunk(box, pl.multiple_of(i * rows, rows)), carry)
+        def box_step(box: Any, carry: Any) -> Any:
+            if loaded < boxes:
+                pl.when(box >= loaded)(functools.partial(self._copies.wait, box))
 
-            carry = lax.fori_loop(*held.chunks(box), go, carry)
-            if give_back:
-                held.give_back(box)
+            def chunk_step(i: Any, carry: Any) -> Any:
+                return step(self._copies.chunk(self._instance, box, pl.multiple_of(i * rows, rows)), carry)
+
+            carry = lax.fori_loop(*self._copies.chunks(self._instance, box), chunk_step, carry)
+            if write_back:
+                self._copies.write_back(box)
             return carry
 
-        carry = lax.fori_loop(0, boxes, go_through, carry)
-        if self.tile.streamed and not only_first:
-            carry = lax.fori_loop(*held.streamed(), lambda i, carry: step(held.streamed_chunk(i), carry), carry)
-        return carry
+        return lax.fori_loop(0, boxes, box_step, carry)
 
     def zeros(self) -> jax.Array:
         """A chunk to sum into."""
@@ -98,39 +127,48 @@ class Block:
 
     def inside(self, values: jax.Array, chunk: Chunk) -> jax.Array:
         """The values with zeros at positions that are not in the instance, or were seen before."""
-        return self.copies.inside(values, chunk)
+        return self._copies.inside(values, chunk)
 
     # Values per instance.
 
     def read_values(self, ref: Ref, *leading: Any) -> jax.Array:
         """The values per instance of this block from a (outer, *leading, positions) array."""
         if self.tile.reduces == "both":
-            value: jax.Array = ref[(self.copies.outer, *leading, 0)]
+            value: jax.Array = ref[(self._instance.outer, *leading, 0)]
             return value
         return plgpu.load(self._values(ref, leading), layout=self._vector, optimized=False)
 
     def write_values(self, ref: Ref, value: jax.Array, *leading: Any) -> None:
+        """Writes them to such an array."""
         if self.tile.reduces == "both":
-            ref[(self.copies.outer, *leading, 0)] = value
+            ref[(self._instance.outer, *leading, 0)] = value
         else:
             copies.store(self._values(ref, leading), value)
 
-    def first_values(self, x: Ref) -> jax.Array:
-        """One element of each instance, the same in all blocks that share it; x is the first source."""
-        match self.tile.reduces:
-            case "both":
-                first: jax.Array = x[self.copies.first]
-            case "rows":
-                first = plgpu.load(x.at[self.copies.outer, 0, self._lanes], layout=self._vector, optimized=False)
-            case "lanes":
-                # From shared memory, where the rows beyond the last instance exist too. The sum is of one number.
-                self._wait_for_all()
-                index = plgpu.broadcasted_iota(jnp.int32, self.shape, 1, layout=self.layout)
-                first = self.total(jnp.where(index == 0, self.read(0, self.copies.chunk(0, 0)), 0.0))
+    def load_first_boxes(self, x: Ref) -> jax.Array:
+        """Waits for the first boxes, and returns one element of each instance, the same in all blocks that share it.
+
+        Args:
+          x: the first source.
+        """
+        if self.tile.reduces == "lanes":
+            self._wait_for_first_boxes()
+            # From shared memory, where the rows beyond the last instance exist too. The sum is of one number.
+            index = plgpu.broadcasted_iota(jnp.int32, self.shape, 1, layout=self.layout)
+            chunk = self._copies.chunk(self._instance, 0, 0)
+            return self.total(jnp.where(index == 0, self.read(0, chunk), 0.0))
+        if self.tile.reduces == "both":
+            first: jax.Array = x[self._instance.first]
+        else:
+            first = plgpu.load(x.at[self._instance.outer, 0, self._lanes], layout=self._vector, optimized=False)
+        self._wait_for_first_boxes()
         return first.astype(jnp.float32)
 
+    def _wait_for_first_boxes(self) -> None:
+        pl.loop(0, self.tile.first_boxes)(self._copies.wait)
+
     def total(self, values: jax.Array) -> jax.Array:
-        """The sum of a chunk per instance. One axis at a time: a full reduction does not compile."""
+        """The sum of a chunk per instance. One axis at a time, since a full reduction does not compile."""
         # Threads add each other's values crosswise, and each keeps the sum. Without this barrier one of them may round
         # a product that it adds and another not, so that they would disagree.
         values = lax.optimization_barrier(values)
@@ -140,7 +178,7 @@ class Block:
         return jnp.sum(total, axis=0) if self.tile.reduces == "both" else total
 
     def spread(self, value: jax.Array, shape: tuple[int, int] | None = None) -> jax.Array:
-        """A value per instance as something that a chunk, or what has another shape, can be combined with."""
+        """A value per instance in a form that a chunk, or an array of that shape, can be combined with."""
         if self.tile.reduces == "both":
             return value
         axis = 1 if self.tile.reduces == "rows" else 0
@@ -148,55 +186,51 @@ class Block:
         return spread
 
     def count(self, rank: Any) -> Any:
-        """Positions of an instance that the block of that rank works on."""
-        return self._count(rank, self.tile.boxes, self.tile.block_rows)
+        """The positions of an instance that the block of that rank works on."""
+        return self._count(rank, self.tile.boxes)
 
     def first_count(self) -> Any:
-        """Positions of an instance that the first boxes of this block hold."""
-        tile = self.tile
-        return self._count(self.rank, tile.first_boxes, tile.first_boxes * tile.rows)
+        """The positions of an instance in the first boxes of this block."""
+        return self._count(self.rank, self.tile.first_boxes)
 
-    def exchange(self, values: Sequence[jax.Array]) -> parts.Parts:
-        """The values of all blocks that share the instances of this one."""
-        tile, numbers = self.tile, range(len(values))
-        if tile.parts == 1:
-            return parts.Few([tuple(values)])
-        for i, value in enumerate(values):
-            self._write_part(value, i)
-        self.meeting.meet()
-        if parts.are_few(tile):
-            ranks = range(tile.parts)
-            return parts.Few([tuple(self.read_values(self.partials, i, rank) for i in numbers) for rank in ranks])
-        lanes = self._lanes if tile.reduces == "rows" else pl.ds(0, tile.lanes)
-
-        def read(i: int, start: int, rows: int) -> jax.Array:
-            where = self.partials.at[self.copies.outer, i, pl.ds(start, rows), lanes]
-            values: jax.Array = plgpu.load(where, layout=self.layout, optimized=False)
-            return values
-
-        first = tuple(self.read_values(self.partials, i, 0) for i in numbers)
-        return parts.Many(tile, first, read=read, spread=self.spread, sum_up=self.total)
-
-    def _write_part(self, value: jax.Array, i: int) -> None:
-        if self.tile.reduces == "both" and not parts.are_few(self.tile):
-            lanes = self.tile.lanes
-            self.partials[self.copies.outer, i, lax.div(self.rank, lanes), lax.rem(self.rank, lanes)] = value
-        else:
-            self.write_values(self.partials, value, i, self.rank)
-
-    def _count(self, rank: Any, boxes: int, rows: int) -> Any:
-        """Positions in so many boxes or rows of the block of that rank, as far as there are."""
+    def _count(self, rank: Any, boxes: int) -> Any:
         tile = self.tile
         if tile.reduces == "lanes":
             return jnp.float32(min(boxes * tile.lanes, tile.positions))
-        if tile.parts == 1 and rows >= min(tile.block_rows, tile.extent):
+        if tile.blocks_per_instance == 1 and (boxes == tile.boxes or boxes * tile.rows >= tile.extent):
             return jnp.float32(tile.positions)
-        there = jnp.clip(tile.extent - rank * tile.block_rows, 0, rows)
-        return (there * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
+        rows = jnp.clip(tile.extent - rank * tile.block_rows, 0, boxes * tile.rows)
+        return (rows * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
 
-    def _wait_for_all(self) -> None:
-        pl.loop(self._came, self.tile.boxes)(self.copies.wait)
-        self._came = self.tile.boxes
+    def exchange(self, values: Sequence[jax.Array]) -> PartialResults:
+        """Gives the values to all blocks that share the instances of this one, and returns theirs."""
+        tile, numbers = self.tile, range(len(values))
+        if tile.blocks_per_instance == 1:
+            return synchronization.Few([tuple(values)])
+        for i, value in enumerate(values):
+            self._write_partial(value, i)
+        self._order.wait_for_all()
+        if synchronization.are_few(tile):
+            ranks = range(tile.blocks_per_instance)
+            return synchronization.Few(
+                [tuple(self.read_values(self._partials, i, rank) for i in numbers) for rank in ranks]
+            )
+        lanes = self._lanes if tile.reduces == "rows" else pl.ds(0, tile.lanes)
+
+        def read(i: int, start: int, rows: int) -> jax.Array:
+            where = self._partials.at[self._instance.outer, i, pl.ds(start, rows), lanes]
+            values: jax.Array = plgpu.load(where, layout=self.layout, optimized=False)
+            return values
+
+        first = tuple(self.read_values(self._partials, i, 0) for i in numbers)
+        return synchronization.Many(tile, first, read=read, spread=self.spread, sum_up=self.total)
+
+    def _write_partial(self, value: jax.Array, i: int) -> None:
+        if self.tile.reduces == "both" and not synchronization.are_few(self.tile):
+            row, lane = lax.div(self.rank, self.tile.lanes), lax.rem(self.rank, self.tile.lanes)
+            self._partials[self._instance.outer, i, row, lane] = value
+        else:
+            self.write_values(self._partials, value, i, self.rank)
 
     # Where things are.
 
@@ -207,31 +241,31 @@ class Block:
 
     @property
     def _lanes(self) -> Any:
-        return pl.ds(self.index * self.tile.lanes, self.tile.lanes)
+        return pl.ds(self._place.index * self.tile.lanes, self.tile.lanes)
 
     def _values(self, ref: Ref, leading: tuple[Any, ...]) -> Ref:
         rows = self.tile.block_rows
-        where = self._lanes if self.tile.reduces == "rows" else pl.ds(self.index * rows, rows)
-        return ref.at[(self.copies.outer, *leading, where)]
+        where = self._lanes if self.tile.reduces == "rows" else pl.ds(self._place.index * rows, rows)
+        return ref.at[(self._instance.outer, *leading, where)]
 
 
 def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, outputs: Any, dtype: Any) -> Any:
     """Runs body(*inputs, *outputs, scratch=) on every thread block of the tile."""
-    way_to_copy, way_to_meet = copies.way(tile), meeting.way(tile)
+    move, order = copies.strategy(tile), synchronization.strategy(tile)
     kernel = plgpu.kernel(
         body,
         out_type=outputs,
-        scratch_types={"scratch": {"copies": way_to_copy.scratch(tile, dtype), "meeting": way_to_meet.scratch(tile)}},
+        scratch_types={"scratch": {"copies": move.scratch(tile, dtype), "synchronization": order.scratch(tile)}},
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(
             reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES,
             approx_math=approximates(dtype),
             # Otherwise the compiler puts two barriers around every store. The kernel orders its own stores: what one
-            # thread writes and another reads passes through the barriers of jaxnorm.gpu.copies, of jaxnorm.gpu.meeting
-            # and of sums across warps.
+            # thread writes and another reads passes through the barriers of jaxnorm.gpu.copies, of
+            # jaxnorm.gpu.synchronization and of sums across warps.
             unsafe_no_auto_barriers=True,
         ),
-        **way_to_meet.grid(tile),
+        **order.grid(tile),
     )
     # Python numbers are 64 bits wide under jax_enable_x64: its indices would not mix with those of the grid.
     with jax.enable_x64(False):
@@ -277,8 +311,9 @@ def values_type(tile: Tile) -> jax.ShapeDtypeStruct:
 
 
 def partials_type(tile: Tile, values: int) -> jax.ShapeDtypeStruct | None:
-    """What blocks exchange: that many values per instance and block, None where each is alone."""
-    if tile.parts == 1:
+    """The array in which blocks exchange that many values per instance; None where each block is alone."""
+    if tile.blocks_per_instance == 1:
         return None
     outer, positions = values_shape(tile)
-    return jax.ShapeDtypeStruct((outer, values, *parts.shape(tile, positions)), jnp.float32)
+    shape = (outer, values, *synchronization.partials_shape(tile, positions))
+    return jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -1,10 +1,9 @@
-"""How a thread block's part of an array comes into shared memory, is read and written there, and goes back.
+"""How a thread block loads its part of an array into shared memory, reads and writes it there, and writes it back.
 
-    Bulk      bulk copies (the TMA unit of Hopper and newer), one box at a time
-    Plain     cp.async, or vector loads through registers; results go from registers to global memory
-    Span      several channels-first instances, whose rows bulk copies cannot start at, as one contiguous span
-
-What a block does not hold (Tile.streamed) it reads from global memory each time, whichever way the rest is held.
+Bulk           bulk copies (the TMA unit of Hopper and newer), one box at a time
+Plain          vector loads through registers; results go from registers to global memory
+Asynchronous   the same, with boxes loaded by cp.async
+Span           several channels-first instances, whose rows bulk copies cannot start at, as one contiguous span
 """
 
 import abc
@@ -28,11 +27,31 @@ Ref = Any
 
 
 class Place(NamedTuple):
-    """Which part of x a thread block has: of the outer, of the blocks side by side, of those that share an instance."""
+    """Which part of x a thread block has.
+
+    Attributes:
+      outer: the first index of the array.
+      index: of the block among those side by side.
+      rank: of the block among those that share an instance.
+    """
 
     outer: Any
     index: Any
     rank: Any
+
+
+class Instance(NamedTuple):
+    """The instance that a thread block works on, or the first of those that it works on side by side.
+
+    Attributes:
+      outer: where its values per instance are.
+      first: the index of its first element in the array.
+      begin: the position in a span where it begins; otherwise 0.
+    """
+
+    outer: Any
+    first: tuple[Any, ...]
+    begin: Any = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +59,7 @@ class Chunk:
     """What is computed at a time.
 
     Attributes:
-      box, row: where it is held; None where it is not.
+      box, row: where it is in shared memory.
       start: its first row in the array; for "lanes" its first lane.
       low, high: the positions along the instance that count, from low to high - 1; None is no bound.
     """
@@ -53,7 +72,7 @@ class Chunk:
 
 
 class Copies(abc.ABC):
-    """The interface: start everything, wait for a box, read and write its chunks, give the box back, finish.
+    """The interface: start everything, wait for a box, read and write its chunks, write the box back, finish.
 
     The compiler adds no barriers around stores to shared memory (see jaxnorm.gpu.block.launch). A chunk lies in the
     same registers each time, so a thread reads what it wrote itself. What one thread writes and another thread or a
@@ -66,9 +85,6 @@ class Copies(abc.ABC):
         self.tile, self.place = tile, place
         self.sources, self.targets, self.buffers = sources, targets, buffers
         self.shape, self.layout = (tile.chunk, tile.lanes), registers(tile.lanes)
-        # Which of the outer, and where the instance begins.
-        self.outer = place.outer
-        self.first: tuple[Any, ...] = (place.outer, 0, 0)
 
     @staticmethod
     @abc.abstractmethod
@@ -81,59 +97,41 @@ class Copies(abc.ABC):
 
     @abc.abstractmethod
     def wait(self, box: Any) -> None:
-        """Until a box of all sources has come."""
+        """Waits until a box of all sources is loaded. Every box is waited for once."""
 
     @abc.abstractmethod
-    def give_back(self, box: Any) -> None:
+    def write_back(self, box: Any) -> None:
         """Starts the copies of a box to all targets, after its last write."""
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """Until all that was given back may be left."""
+        """Waits until the thread block may end."""
 
     @abc.abstractmethod
-    def chunk(self, box: Any, row: Any) -> Chunk:
+    def chunk(self, instance: Instance, box: Any, row: Any) -> Chunk:
         """The chunk at that row of a box."""
 
     @abc.abstractmethod
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        """A chunk of a target; of those that are held, the source of that number may be gone then."""
+        """Writes a chunk of a target, perhaps to where the source of that number was."""
+
+    def for_each_instance(self, body: Callable[[Instance], None]) -> None:
+        """Runs the body once for all instances that are computed side by side."""
+        body(Instance(self.place.outer, (self.place.outer, 0, 0)))
+
+    def chunks(self, instance: Instance, box: Any) -> tuple[Any, Any]:
+        """The half-open range (start, stop) of chunk indices of a box."""
+        return 0, self.tile.rows // self.tile.chunk
 
     def read(self, number: int, chunk: Chunk) -> jax.Array:
         """A chunk of a source, in float32."""
-        if chunk.box is None:
-            where = self.sources[number].at[self._rows(chunk.start, self.tile.chunk)]
-        else:
-            where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
+        where = self.buffers[number].at[chunk.box, pl.ds(chunk.row, self.tile.chunk)]
         return plgpu.load(where, layout=self.layout, optimized=False).astype(jnp.float32)
 
     def keep(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        """Puts values where a chunk of a source is held."""
+        """Overwrites a chunk of a source in shared memory."""
         buffer = self.buffers[number]
         store(buffer.at[chunk.box, pl.ds(chunk.row, self.tile.chunk)], values.astype(buffer.dtype))
-
-    def streamed(self) -> tuple[Any, Any]:
-        """The first and the last but one of the chunks that are not held."""
-        tile = self.tile
-        start = self.place.rank * tile.block_rows + tile.held_rows
-        rows = jnp.clip(tile.extent - start, 0, tile.streamed)
-        return 0, lax.div(rows + (tile.chunk - 1), tile.chunk)
-
-    def streamed_chunk(self, i: Any) -> Chunk:
-        """Of the chunks that are not held, the last one is moved back to end inside the instance."""
-        tile = self.tile
-        start = self.place.rank * tile.block_rows + tile.held_rows + i * tile.chunk
-        if tile.extent % tile.chunk == 0:
-            return Chunk(None, None, pl.multiple_of(start, tile.chunk))
-        return Chunk(None, None, jnp.minimum(start, tile.extent - tile.chunk), low=start)
-
-    def for_each_instance(self, body: Callable[[], None]) -> None:
-        """Runs the body once for all instances that are computed side by side."""
-        body()
-
-    def chunks(self, box: Any) -> tuple[Any, Any]:
-        """The first and the last but one of the chunks of a box."""
-        return 0, self.tile.rows // self.tile.chunk
 
     def inside(self, values: jax.Array, chunk: Chunk) -> jax.Array:
         """The values with zeros at positions that do not count."""
@@ -150,24 +148,19 @@ class Copies(abc.ABC):
         return counts
 
     def _positions(self, chunk: Chunk) -> jax.Array:
-        """Along the instance."""
+        """The positions of a chunk along the instance."""
         axis = 1 if self.tile.reduces == "lanes" else 0
         index: jax.Array = plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=self.layout) + chunk.start
         return index
 
     def _rows(self, start: Any, rows: int) -> tuple[Any, ...]:
-        """Those rows of an array, and the lanes that the block has."""
+        """The index of those rows of an array, and of the lanes that the block has."""
         lanes = self.tile.lanes
         return self.place.outer, pl.ds(start, rows), pl.ds(self.place.index * lanes, lanes)
 
-    def _store(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        """To global memory."""
-        target = self.targets[number]
-        store(target.at[self._rows(chunk.start, self.tile.chunk)], values.astype(target.dtype))
-
 
 class Bulk(Copies):
-    """One copy and one barrier per box; beyond the end of the array zeros come, and what is stored there is dropped."""
+    """One copy and one barrier per box. A load fills what is beyond the end of the sample with zeros."""
 
     def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
         super().__init__(tile, place, sources, targets, scratch["buffers"])
@@ -175,7 +168,7 @@ class Bulk(Copies):
 
     @staticmethod
     def scratch(tile: Tile, dtype: Any) -> Any:
-        # Swizzled rows are what Mosaic GPU accepts for any number of rows; 16 bytes is the swizzle's own width.
+        # Mosaic GPU takes swizzled rows in any number. A swizzle moves 16 bytes at a time, so rows of 16 have none.
         swizzle = () if tile.row_bytes == 16 else (plgpu.SwizzleTransform(tile.row_bytes),)  # type: ignore[abstract]
         return {
             "buffers": [plgpu.SMEM((tile.boxes, tile.rows, tile.lanes), dtype, transforms=swizzle)] * tile.arrays,
@@ -191,7 +184,7 @@ class Bulk(Copies):
     def wait(self, box: Any) -> None:
         plgpu.barrier_wait(self.loaded.at[box])
 
-    def give_back(self, box: Any) -> None:
+    def write_back(self, box: Any) -> None:
         plgpu.commit_smem()
         tile = self.tile
         if not tile.ragged or tile.reduces == "lanes":
@@ -201,7 +194,7 @@ class Bulk(Copies):
         # sample, only at the end of the array: it would overwrite the next sample. So every box stores its own rows.
         first = self._first_row(box)
         pl.when(first + tile.rows <= tile.extent)(functools.partial(self._store_box, box))
-        last_rows = tile.extent % tile.block_rows % tile.rows
+        last_rows = tile.extent % tile.rows
         if last_rows:
             pl.when(first + last_rows == tile.extent)(functools.partial(self._store_box, box, last_rows))
 
@@ -215,10 +208,10 @@ class Bulk(Copies):
                 plgpu.copy_smem_to_gmem(buffer.at[box, pl.ds(0, rows)], target.at[where])
 
     def finish(self) -> None:
-        # Shared memory must be read before the block leaves; that the stores arrive, the end of the kernel waits for.
+        # Shared memory must be read before the block ends. That the stores arrive, the end of the kernel waits for.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    def chunk(self, box: Any, row: Any) -> Chunk:
+    def chunk(self, instance: Instance, box: Any, row: Any) -> Chunk:
         tile = self.tile
         high = tile.extent if tile.ragged else None
         if tile.reduces == "lanes":
@@ -226,10 +219,7 @@ class Bulk(Copies):
         return Chunk(box, row, self._first_row(box) + row, high=high)
 
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        if chunk.box is None:
-            self._store(number, chunk, values)
-        else:
-            self.keep(number, chunk, values)
+        self.keep(number, chunk, values)
 
     def _first_row(self, box: Any) -> Any:
         return self.place.rank * self.tile.block_rows + box * self.tile.rows
@@ -243,14 +233,11 @@ class Bulk(Copies):
 
 
 class Plain(Copies):
-    """Into shared memory box by box; results go to global memory from registers.
+    """Nothing here checks bounds.
 
-    Nothing here checks bounds. So a box that would reach beyond the end of the array is moved back to end there, and
-    what was seen before does not count in it.
+    So a box that would reach beyond the end of the instance is moved back to end there, and the rows that another box
+    has too do not count in it. Their results are the same in both, so it does no harm to store them twice.
     """
-
-    def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
-        super().__init__(tile, place, sources, targets, scratch)
 
     @staticmethod
     def scratch(tile: Tile, dtype: Any) -> Any:
@@ -268,20 +255,21 @@ class Plain(Copies):
                 store(buffer.at[box, pl.ds(row, self.tile.chunk)], value)
 
     def wait(self, box: Any) -> None:
-        """Everything is there after start."""
+        """Does nothing: start has loaded everything."""
 
-    def give_back(self, box: Any) -> None:
-        """Everything is there after write."""
+    def write_back(self, box: Any) -> None:
+        """Does nothing: write has stored everything."""
 
     def finish(self) -> None:
-        """Everything is there after write."""
+        """Does nothing: write has stored everything."""
 
-    def chunk(self, box: Any, row: Any) -> Chunk:
+    def chunk(self, instance: Instance, box: Any, row: Any) -> Chunk:
         low = self._unmoved(box) if self.tile.ragged else None
         return Chunk(box, row, self._first_row(box) + row, low=low)
 
     def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        self._store(number, chunk, values)
+        target = self.targets[number]
+        store(target.at[self._rows(chunk.start, self.tile.chunk)], values.astype(target.dtype))
 
     def _unmoved(self, box: Any) -> Any:
         return self.place.rank * self.tile.block_rows + box * self.tile.rows
@@ -290,103 +278,12 @@ class Plain(Copies):
         return jnp.minimum(self._unmoved(box), self.tile.extent - self.tile.rows)
 
 
-class Span(Copies):
-    """Instances that follow each other in memory, one after the other: each has a part of the chunks that it begins in.
-
-    The span starts and ends at multiples of 16 bytes, which its instances do not.
-    """
-
-    def __init__(self, tile: Tile, place: Place, sources: Any, targets: Any, scratch: Any) -> None:
-        super().__init__(tile, place, sources, targets, scratch)
-        self.begin: Any = 0
-
-    @staticmethod
-    def scratch(tile: Tile, dtype: Any) -> Any:
-        return [plgpu.SMEM((tile.rows, tile.lanes), dtype)] * tile.arrays
-
-    def start(self) -> None:
-        self._through_registers(self.sources, self.buffers, into=True)
-        # The last rows lie in other threads here than in the chunks, and so in finish.
-        _block_barrier()
-
-    def wait(self, box: Any) -> None:
-        """Everything is there after start."""
-
-    def give_back(self, box: Any) -> None:
-        """The chunks at its ends belong to other instances too: everything goes back at last."""
-
-    def finish(self) -> None:
-        _block_barrier()
-        self._through_registers(self.targets, self.buffers, into=False)
-
-    def for_each_instance(self, body: Callable[[], None]) -> None:
-        instances, positions = self.tile.span or (0, 0)
-
-        @pl.loop(0, instances)
-        def _(instance: Any) -> None:
-            self.begin, self.outer = instance * positions, self.place.index * instances + instance
-            self.first = first_of_span(self.tile, self.place.index, self.begin)
-            body()
-
-    def chunks(self, box: Any) -> tuple[Any, Any]:
-        size = self.tile.chunk * self.tile.lanes
-        end = self.begin + self.tile.positions
-        return lax.div(self.begin, size), lax.div(end + (size - 1), size)
-
-    def chunk(self, box: Any, row: Any) -> Chunk:
-        return Chunk(box, row, row, low=self.begin, high=self.begin + self.tile.positions)
-
-    def read(self, number: int, chunk: Chunk) -> jax.Array:
-        # What is not finite in one instance must not get into the sums of the next.
-        return self.inside(self._held(number, chunk).astype(jnp.float32), chunk)
-
-    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
-        others, buffer = self._held(number, chunk), self.buffers[number]
-        own = jnp.where(self._counts(chunk), values.astype(buffer.dtype), others)
-        store(buffer.at[pl.ds(chunk.row, self.tile.chunk)], own)
-
-    def _held(self, number: int, chunk: Chunk) -> jax.Array:
-        where = self.buffers[number].at[pl.ds(chunk.row, self.tile.chunk)]
-        held: jax.Array = plgpu.load(where, layout=self.layout, optimized=False)
-        return held
-
-    def _positions(self, chunk: Chunk) -> jax.Array:
-        rows, lanes = (plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=self.layout) for axis in (0, 1))
-        index: jax.Array = (rows + chunk.start) * self.tile.lanes + lanes
-        return index
-
-    def _through_registers(self, arrays: Sequence[Ref], buffers: Sequence[Ref], *, into: bool) -> None:
-        """Copies all rows of the span; the last chunk is moved back to end where the span does."""
-        rows, chunk = self.tile.block_rows, self.tile.chunk
-
-        def move(row: Any) -> None:
-            for array, buffer in zip(arrays, buffers, strict=False):
-                where = array.at[0, pl.ds(self.place.index * rows + row, chunk)]
-                held = buffer.at[pl.ds(row, chunk)]
-                source, target = (where, held) if into else (held, where)
-                store(target, plgpu.load(source, layout=self.layout, optimized=False))
-
-        pl.loop(0, rows // chunk * chunk, step=chunk)(move)
-        if rows % chunk:
-            # Some of its rows were written by other threads, with the same values.
-            _block_barrier()
-            move(rows - chunk)
-
-
-def first_of_span(tile: Tile, index: Any, begin: Any) -> tuple[Any, Any, Any]:
-    """Where the instance that begins at that position of that span begins in the array.
-
-    We count whole rows, which fit into 32 bits (Tile.largest_index); the array may have more than 2^31 positions.
-    """
-    return 0, index * tile.block_rows + lax.div(begin, tile.lanes), lax.rem(begin, tile.lanes)
-
-
 class Asynchronous(Plain):
-    """With cp.async: the boxes are on their way all at once, and counted as they come."""
+    """With cp.async all boxes are loaded at the same time, and the block waits until enough of them are complete."""
 
     @staticmethod
     def scratch(tile: Tile, dtype: Any) -> Any:
-        # Tiles are how cp.async takes some lanes of an array; without, Mosaic takes the rows to be contiguous.
+        # With tiles cp.async takes some lanes of an array. Without them Mosaic assumes that the rows are contiguous.
         transforms = (plgpu.TilingTransform((8, tile.lanes)), plgpu.SwizzleTransform(tile.row_bytes))  # type: ignore[abstract]
         return [plgpu.SMEM((tile.boxes, tile.rows, tile.lanes), dtype, transforms=transforms)] * tile.arrays
 
@@ -406,9 +303,9 @@ class Asynchronous(Plain):
             @pl.when(~whole)
             def _() -> None:
                 self._through_registers(box)
-                # So that this box counts as much as others.
+                # Empty copies, so that wait counts as many for this box as for others.
                 for _ in self.sources:
-                    _nothing_asynchronously()
+                    _empty_copy()
 
     def _asynchronously(self, box: Any) -> None:
         where = self._rows(self._unmoved(box), self.tile.rows)
@@ -418,30 +315,91 @@ class Asynchronous(Plain):
 
     def wait(self, box: Any) -> None:
         for known in range(self.tile.boxes):
-            # How many may still be on their way is part of the instruction.
+            # How many copies may be incomplete is part of the instruction. A barrier of the block follows it.
             later = (self.tile.boxes - 1 - known) * self.tile.arrays
             pl.when(box == known)(functools.partial(plgpu.wait_gmem_to_smem, later))
 
 
-def _block_barrier() -> None:
-    """Until all threads of the block are here and see what the others wrote to shared memory."""
+class Span(Copies):
+    """Instances that follow each other in memory, computed one after the other. Chunks may have parts of several.
 
-    @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
-    def wait(_: Any) -> None:
-        warpgroup_barrier()
+    The span starts and ends at multiples of 16 bytes, which its instances do not.
+    """
 
-    wait()
+    @staticmethod
+    def scratch(tile: Tile, dtype: Any) -> Any:
+        return [plgpu.SMEM((tile.rows, tile.lanes), dtype)] * tile.arrays
+
+    def start(self) -> None:
+        self._through_registers(self.sources, self.buffers, into=True)
+        # Other threads may have loaded the last rows than those that compute with them, and write them back in finish.
+        _block_barrier()
+
+    def wait(self, box: Any) -> None:
+        """Does nothing: start has loaded everything."""
+
+    def write_back(self, box: Any) -> None:
+        """Does nothing: the chunks at its ends belong to other instances too, and finish writes everything back."""
+
+    def finish(self) -> None:
+        _block_barrier()
+        self._through_registers(self.targets, self.buffers, into=False)
+
+    def for_each_instance(self, body: Callable[[Instance], None]) -> None:
+        """Runs the body for one instance after the other."""
+        instances, positions = self.tile.span or (0, 0)
+
+        @pl.loop(0, instances)
+        def _(number: Any) -> None:
+            index, begin = self.place.index, number * positions
+            body(Instance(index * instances + number, first_of_span(self.tile, index, begin), begin))
+
+    def chunks(self, instance: Instance, box: Any) -> tuple[Any, Any]:
+        size = self.tile.chunk * self.tile.lanes
+        end = instance.begin + self.tile.positions
+        return lax.div(instance.begin, size), lax.div(end + (size - 1), size)
+
+    def chunk(self, instance: Instance, box: Any, row: Any) -> Chunk:
+        return Chunk(box, row, row, low=instance.begin, high=instance.begin + self.tile.positions)
+
+    def read(self, number: int, chunk: Chunk) -> jax.Array:
+        # What is not finite in one instance must not get into the sums of the next.
+        return self.inside(self._resident(number, chunk).astype(jnp.float32), chunk)
+
+    def write(self, number: int, chunk: Chunk, values: jax.Array) -> None:
+        others, buffer = self._resident(number, chunk), self.buffers[number]
+        own = jnp.where(self._counts(chunk), values.astype(buffer.dtype), others)
+        store(buffer.at[pl.ds(chunk.row, self.tile.chunk)], own)
+
+    def _resident(self, number: int, chunk: Chunk) -> jax.Array:
+        """A chunk as it is in shared memory, with what belongs to other instances."""
+        where = self.buffers[number].at[pl.ds(chunk.row, self.tile.chunk)]
+        values: jax.Array = plgpu.load(where, layout=self.layout, optimized=False)
+        return values
+
+    def _positions(self, chunk: Chunk) -> jax.Array:
+        rows, lanes = (plgpu.broadcasted_iota(jnp.int32, self.shape, axis, layout=self.layout) for axis in (0, 1))
+        index: jax.Array = (rows + chunk.start) * self.tile.lanes + lanes
+        return index
+
+    def _through_registers(self, arrays: Sequence[Ref], buffers: Sequence[Ref], *, into: bool) -> None:
+        """Copies all rows of the span; the last chunk is moved back to end where the span does."""
+        rows, chunk = self.tile.block_rows, self.tile.chunk
+
+        def move(row: Any) -> None:
+            for array, buffer in zip(arrays, buffers, strict=False):
+                there, here = array.at[0, pl.ds(self.place.index * rows + row, chunk)], buffer.at[pl.ds(row, chunk)]
+                source, target = (there, here) if into else (here, there)
+                store(target, plgpu.load(source, layout=self.layout, optimized=False))
+
+        pl.loop(0, rows // chunk * chunk, step=chunk)(move)
+        if rows % chunk:
+            # Some of its rows were written by other threads, with the same values.
+            _block_barrier()
+            move(rows - chunk)
 
 
-def _nothing_asynchronously() -> None:
-    @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
-    def commit(_: Any) -> None:
-        inline_ptx("cp.async.commit_group;", has_side_effects=True)
-
-    commit()
-
-
-def way(tile: Tile) -> type[Copies]:
+def strategy(tile: Tile) -> type[Copies]:
     """The class for a tile."""
     if tile.copies in ("bulk", "span"):
         return Bulk if tile.copies == "bulk" else Span
@@ -450,8 +408,16 @@ def way(tile: Tile) -> type[Copies]:
     return Asynchronous if whole and not interpreted() and hasattr(plgpu, "wait_gmem_to_smem") else Plain
 
 
+def first_of_span(tile: Tile, index: Any, begin: Any) -> tuple[Any, Any, Any]:
+    """Where the instance that begins at that position of that span begins in the array.
+
+    We count whole rows, which fit into 32 bits (Tile.largest_index); the array may have more than 2^31 positions.
+    """
+    return 0, index * tile.block_rows + lax.div(begin, tile.lanes), lax.rem(begin, tile.lanes)
+
+
 def registers(lanes: int) -> Any:
-    """How a chunk lies in the registers of a warpgroup: 4 neighbouring lanes per thread, whole rows per warp."""
+    """How a chunk lies in the registers of a warpgroup: 4 neighboring lanes per thread, whole rows per warp."""
     if lanes == 4:
         tiling = plgpu.Tiling(((128, 4), (32, 4)))
         return plgpu.Layout.TILED(tiling, warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1)
@@ -461,8 +427,26 @@ def registers(lanes: int) -> Any:
 
 
 def store(ref: Ref, value: jax.Array) -> None:
-    """To shared or global memory, in the dtype of the reference."""
+    """Stores to shared or global memory, in the dtype of the reference."""
     if hasattr(plgpu, "store"):
         plgpu.store(ref, value, optimized=False)
     else:  # before JAX 0.12
         ref[...] = value
+
+
+def _block_barrier() -> None:
+    """Waits until all threads of the block are here, and see what the others wrote to shared memory."""
+
+    @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
+    def wait(_: Any) -> None:
+        warpgroup_barrier()
+
+    wait()
+
+
+def _empty_copy() -> None:
+    @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]
+    def commit(_: Any) -> None:
+        inline_ptx("cp.async.commit_group;", has_side_effects=True)
+
+    commit()

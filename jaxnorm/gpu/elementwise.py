@@ -128,31 +128,31 @@ _SUBSTITUTES: _Substitutes = {
 _COVERED = _PLAIN | _IDENTITIES | _SUBSTITUTES.keys() | {"integer_pow"}
 
 
-def trace(activation: Callable[..., jax.Array], captures: int = 0) -> Traced:
-    """(z, *captures) -> activation(z, *captures) on float32 scalars."""
-    return jax.make_jaxpr(activation)(*[_SCALAR] * (1 + captures))
+def trace(activation: Callable[[jax.Array], jax.Array]) -> Traced:
+    """z -> activation(z) on float32 scalars."""
+    return jax.make_jaxpr(activation)(_SCALAR)
 
 
-def trace_pullback(activation: Callable[..., jax.Array], captures: int = 0) -> Traced:
-    """(z, *captures, dy) -> (dz, *dcaptures) on float32 scalars."""
+def trace_pullback(activation: Callable[[jax.Array], jax.Array]) -> Traced:
+    """(z, dy) -> dz on float32 scalars."""
 
-    def pullback(*arguments: jax.Array) -> tuple[jax.Array, ...]:
-        *primals, dy = arguments
-        gradients: tuple[jax.Array, ...] = jax.vjp(activation, *primals)[1](dy)
-        return gradients
+    def pullback(z: jax.Array, dy: jax.Array) -> jax.Array:
+        dz: jax.Array
+        (dz,) = jax.vjp(activation, z)[1](dy)
+        return dz
 
-    return jax.make_jaxpr(pullback)(*[_SCALAR] * (2 + captures))
+    return jax.make_jaxpr(pullback)(_SCALAR, _SCALAR)
 
 
 _SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def first_uncovered(activation: Callable[..., jax.Array] | None, captures: int = 0) -> str | None:
+def first_uncovered(activation: Callable[[jax.Array], jax.Array] | None) -> str | None:
     """The name of the first primitive of the activation or its pullback that the kernel cannot evaluate, or None."""
     if activation is None:
         return None
-    # One after the other: what has a loop, which the kernel does not evaluate, may have no pullback.
-    traces = (trace_one(activation, captures) for trace_one in (trace, trace_pullback))
+    # The pullback is traced only if the activation is covered: a loop is not, and may have no pullback.
+    traces = (trace_one(activation) for trace_one in (trace, trace_pullback))
     return next((name for traced in traces for name in _uncovered(traced.jaxpr)), None)
 
 
@@ -164,23 +164,16 @@ def primitives(traced: Traced) -> Iterator[str]:
 def evaluate(
     traced: Traced, *arguments: jax.Array, substitutes: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
 ) -> jax.Array:
-    """The one result of the traced function, inside a kernel: see evaluate_all."""
-    (result,) = evaluate_all(traced, *arguments, substitutes=substitutes)
-    return result
-
-
-def evaluate_all(
-    traced: Traced, *arguments: jax.Array, substitutes: Mapping[str, Callable[..., jax.Array]] = MappingProxyType({})
-) -> list[jax.Array]:
-    """The results of the traced function, inside a kernel, each in the shape of the first argument.
+    """The result of the traced function, inside a kernel, in the shape of the first argument.
 
     Args:
       traced: of trace or trace_pullback.
       arguments: arrays of the shape of the first, or scalars.
       substitutes: for further primitives: APPROXIMATE or APPROXIMATE_IN_DERIVATIVES.
     """
-    results = _evaluate(traced.jaxpr, traced.consts, arguments, _SUBSTITUTES | dict(substitutes))
-    return [_full(result, arguments[0].shape) for result in results]
+    (result,) = _evaluate(traced.jaxpr, traced.consts, arguments, _SUBSTITUTES | dict(substitutes))
+    full: jax.Array = _full(result, arguments[0].shape)
+    return full
 
 
 def _uncovered(jaxpr: _Jaxpr) -> Iterator[str]:

@@ -9,26 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.arguments import Activation
+from jaxnorm.gpu.cost import instructions
 from jaxnorm.gpu.devices import Device
-from jaxnorm.gpu.tile import Copies, Meeting, NoTile, Tile
-from jaxnorm.gpu.tiling import find_tile
-from jaxnorm.gpu.worth import instructions
+from jaxnorm.gpu.tile import CopyKind, NoTile, SynchronizationKind, Tile, find_tile
 from jaxnorm.layout import Layout
 
 DTYPES = ("float32", "bfloat16", "float16")
-# With the number of scalars that it captures.
-_FUNCTIONS: dict[str, tuple[Activation | None, int]] = {
-    "none": (None, 0),
-    "tanh": (jnp.tanh, 0),
-    "learned": (lambda z, slope: jnp.tanh(slope * z), 1),
-}
+_FUNCTIONS: dict[str, Activation | None] = {"none": None, "tanh": jnp.tanh}
 ACTIVATIONS = tuple(_FUNCTIONS)
 _OFFSETS = {"float32": (0.0, 3.0, 1e3), "bfloat16": (0.0, 3.0), "float16": (0.0, 3.0)}
 # Draws until a shape and a device take a wanted way, and until their end is ragged too, or is not.
 _DRAWS, _DRAWS_FOR_ENDS = 2000, 200
 _LEAST_SHARED = 12 * 1024
-# Since Hopper copies are bulk copies; Mosaic GPU has cp.async, the plain ones, only before.
-_BULK_CAPABILITY = (9, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +30,7 @@ class Case:
     Attributes:
       shape, channel_axis, dtype: of x.
       residual: whether there is one.
-      activation: of ACTIVATIONS; "learned" captures a scalar.
+      activation: of ACTIVATIONS.
       offset: of x, whose standard deviation is 2.
       x64: whether 64-bit numbers are on.
       device: that tiles are found for: the GPU, or one with fewer SMs and less shared memory, so that the tile is one
@@ -98,19 +90,19 @@ class Case:
 
 @functools.cache
 def _instructions(activation: str, name: str, narrow: bool) -> float:
-    return instructions(*_FUNCTIONS[activation], name, narrow=narrow)
+    return instructions(_FUNCTIONS[activation], name, narrow=narrow)
 
 
 class Wanted(NamedTuple):
     """A way of both passes; the forward pass has so many parts, where that is said."""
 
-    copies: Copies
-    meeting: Meeting
+    copies: CopyKind
+    synchronization: SynchronizationKind
     parts: int | None = None
 
     def __str__(self) -> str:
         of = f" of {self.parts}" if self.parts else ""
-        return f"{self.copies}, {self.meeting}{of}"
+        return f"{self.copies}, {self.synchronization}{of}"
 
     def is_of(self, case: Case) -> bool:
         # One after the other: most cases that are drawn fail by the first.
@@ -119,7 +111,8 @@ class Wanted(NamedTuple):
     def _takes(self, tile: Tile | NoTile, parts: int | None = None) -> bool:
         if isinstance(tile, NoTile):
             return False
-        return (tile.copies, tile.meeting) == (self.copies, self.meeting) and parts in (None, tile.parts)
+        kind = (tile.copies, tile.synchronization)
+        return kind == (self.copies, self.synchronization) and parts in (None, tile.blocks_per_instance)
 
 
 _WAYS = (
@@ -134,7 +127,8 @@ _WAYS = (
 
 def ways(device: Device) -> list[Wanted]:
     """All that a device can run."""
-    other = "plain" if device.compute_capability >= _BULK_CAPABILITY else "bulk"
+    # Mosaic GPU has cp.async, for plain copies, only before Hopper.
+    other = "plain" if device.has_bulk_copies else "bulk"
     return [way for way in _WAYS if way.copies != other]
 
 
@@ -163,7 +157,7 @@ def draw_each(rng: np.random.Generator, wanted: list[Wanted], count: int, device
             dtype, activation, residual, ragged, x64 = (start + i).tolist()
             options = {
                 "dtype": DTYPES[dtype % 3],
-                "activation": ACTIVATIONS[activation % 3],
+                "activation": ACTIVATIONS[activation % 2],
                 "residual": residual % 2 == 0,
                 "x64": x64 % 4 == 0,
             }
@@ -210,7 +204,7 @@ def _any(
     last = max(1, positions // math.prod(spatial))
     row = 1 if channels_last or is_span else aligned * int(rng.choice([1, 2, 8]))
     spatial.append((-(-last // row) | odd) * row)
-    parts = {"alone": 1, "cluster": way.parts or 1, "group": _between(rng, 2, device.sm_count)}[way.meeting]
+    parts = {"alone": 1, "cluster": way.parts or 1, "group": _between(rng, 2, device.sm_count)}[way.synchronization]
     # About as much shared memory as makes the way likely: what comes of it is looked at.
     instances = (last if channels_last else spatial[-1]) * math.prod(spatial[:-1]) * (32 if channels_last else 4)
     about = int(instances / parts * rng.uniform(0.5, 4)) + 2 * _LEAST_SHARED // 3

@@ -47,7 +47,7 @@ def on_gpu(seed: int, quick: bool, device: Device) -> list[Entry]:
     ]
     entries += [_entry("numbers", case, "check:numbers") for case in cases.draw_ends(rng, 3 if quick else 6, device)]
     repeats = 1000 if quick else 3000
-    racing = [way for way in wanted if way.meeting != "alone"] if quick else wanted
+    racing = [way for way in wanted if way.synchronization != "alone"] if quick else wanted
     entries += _each(rng, racing, 1, device, _RACING, "races", function="races:races", repeats=repeats)
     return entries + _times(rng, 1 if quick else 5) + ([] if quick else _sweep(rng, device))
 
@@ -84,7 +84,7 @@ def _entry(stage: str, case: Case | None, function: str, way: Wanted | None = No
     tiles = [tile for tile in case.tiles if by_kernel and not isinstance(tile, NoTile)]
     row = {
         "case": str(case),
-        "ways": [(tile.copies, tile.meeting) for tile in tiles],
+        "ways": [(tile.copies, tile.synchronization) for tile in tiles],
         "way": " / ".join(dict.fromkeys(map(_way, tiles))) or case.implementation,
         "tiles": [str(tile) for tile in tiles],
     }
@@ -92,7 +92,8 @@ def _entry(stage: str, case: Case | None, function: str, way: Wanted | None = No
 
 
 def _way(tile: Tile) -> str:
-    return str(Wanted(tile.copies, tile.meeting, tile.parts if tile.parts > 1 else None))
+    blocks = tile.blocks_per_instance
+    return str(Wanted(tile.copies, tile.synchronization, blocks if blocks > 1 else None))
 
 
 def _times(rng: np.random.Generator, count: int) -> list[Entry]:

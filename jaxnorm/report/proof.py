@@ -1,8 +1,8 @@
-"""What a selfcheck report proves: the ways that may stand in jaxnorm.gpu.proven."""
+"""What a selfcheck report proves: the ways that may stand in jaxnorm.gpu.devices."""
 
 from typing import Any
 
-from jaxnorm.gpu.proven import Way
+from jaxnorm.gpu.devices import KernelKind
 
 EDITION = 2
 ALL_RIGHT = "all right"
@@ -18,7 +18,7 @@ def verdict(report: dict[str, Any]) -> str:
     return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in others) or "nothing was run"
 
 
-def ways_proven(report: dict[str, Any]) -> set[Way]:
+def ways_proven(report: dict[str, Any]) -> set[KernelKind]:
     """The ways that a whole report on a GPU found right, in numbers and in races; none if any row is not right."""
     gpu = report["machine"]["gpu"]
     if report["selfcheck"] != EDITION or report["quick"] or gpu is None or verdict(report) != ALL_RIGHT:
@@ -29,7 +29,7 @@ def ways_proven(report: dict[str, Any]) -> set[Way]:
     return {way for way in numbers & races if way is not None}
 
 
-def _way(capability: Any, row: dict[str, Any]) -> Way | None:
+def _way(capability: Any, row: dict[str, Any]) -> KernelKind | None:
     """Of both passes; None for plain XLA, and where the passes differ."""
     ways = {tuple(way) for way in row["ways"]}
-    return Way(capability, *ways.pop()) if len(ways) == 1 else None
+    return KernelKind(capability, *ways.pop()) if len(ways) == 1 else None

@@ -105,7 +105,7 @@ def publish(report: dict[str, Any], json_file: str | None, markdown_file: str | 
     outcomes = Counter(row["outcome"] for row in rows)
     counted = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     lines = [f"{counted} in {report['seconds']} s, seed {report['seed']}", f"numbers and races: {report['verdict']}"]
-    lines += [f"proven, for jaxnorm/gpu/proven.py: {tuple(way)}" for way in sorted(proof.ways_proven(report))]
+    lines += [f"proven, for jaxnorm/gpu/devices.py: {tuple(way)}" for way in sorted(proof.ways_proven(report))]
     for line in lines:
         console.print(line, highlight=False, markup=False)
     if json_file is not None:

@@ -1,4 +1,4 @@
-"""Times of the kernel with other tiles than the chosen ones: what the ranking of jaxnorm.gpu.tiling is judged by."""
+"""Times of the kernel with other tiles than the chosen ones: what the ranking of jaxnorm.gpu.tile is judged by."""
 
 import dataclasses
 import math
@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu.cutting import tile_of_rows
+from jaxnorm.gpu.cost import instructions
 from jaxnorm.gpu.devices import Device
-from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.gpu.tiling import find_tile
-from jaxnorm.gpu.worth import instructions
+from jaxnorm.gpu.tile import CLUSTERS, NoTile, Tile, bulk_tile, find_tile
 from jaxnorm.report import stopwatch
 from jaxnorm.xla import Statistics
 
-_ROW_BYTES, _PARTS = (128, 64, 32), (1, 2, 4, 8)
+_ROW_BYTES = (128, 64, 32)
 _ARRAYS = {"forward": 1, "backward": 2}
 
 
@@ -28,13 +26,13 @@ def tiles(view: tuple[int, int, int], itemsize: int, device: Device) -> list[tup
     """
     found = []
     for name, arrays in _ARRAYS.items():
-        issued = instructions(jax.nn.relu, 0, name, narrow=itemsize < 4)
+        issued = instructions(jax.nn.relu, name, narrow=itemsize < 4)
         chosen = find_tile(view, itemsize, arrays, device, issued)
         others = [
-            tile_of_rows("rows", view, row_bytes // itemsize, parts, itemsize, arrays)
+            bulk_tile("rows", view, row_bytes // itemsize, blocks, itemsize, arrays)
             for row_bytes in _ROW_BYTES
-            for parts in _PARTS
-            if view[2] % (row_bytes // itemsize) == 0 and device.compute_capability >= (9, 0)
+            for blocks in CLUSTERS
+            if view[2] % (row_bytes // itemsize) == 0 and device.has_bulk_copies
         ]
         taken = [] if isinstance(chosen, NoTile) else [chosen]
         fitting = [tile for tile in others if tile.shared_memory <= device.shared_memory and tile not in taken]
@@ -52,11 +50,11 @@ def time_tile(pass_name: str, tile: dict[str, Any], dtype: str) -> dict[str, Any
 
     def forward(x: jax.Array) -> Any:
         relu = jax.nn.relu
-        return pallas_kernel.forward(x, value, 0 * value, (), None, eps=1e-6, activation=relu, tile=chosen)[0]
+        return pallas_kernel.forward(x, value, 0 * value, None, eps=1e-6, activation=relu, tile=chosen)[0]
 
     def backward(x: jax.Array) -> Any:
         relu, beta = jax.nn.relu, 0 * value
-        return pallas_kernel.backward(x, known, value, beta, (), None, x, activation=relu, tile=chosen).x
+        return pallas_kernel.backward(x, known, value, beta, None, x, activation=relu, tile=chosen).x
 
     function = {"forward": forward, "backward": backward}[pass_name]
     taken = stopwatch.measure({"copy": stopwatch.over(jnp.negative), "tile": stopwatch.over(function)}, buffers)
@@ -77,5 +75,6 @@ def as_json(tile: Tile) -> dict[str, Any]:
 
 
 def described(tile: Tile) -> str:
-    how = {"alone": "alone", "cluster": f"clusters of {tile.parts}", "group": f"groups of {tile.parts}"}[tile.meeting]
+    of = f"of {tile.blocks_per_instance}"
+    how = {"alone": "alone", "cluster": f"clusters {of}", "group": f"groups {of}"}[tile.synchronization]
     return f"rows of {tile.row_bytes} bytes, {how}, {tile.boxes} boxes of {tile.rows} rows, {tile.copies}"

@@ -17,11 +17,11 @@ from jaxnorm.call import Call, Operands
 from jaxnorm.functional import instance_norm
 from jaxnorm.gpu.devices import DEVICES, Device, current, facts, named
 from jaxnorm.gpu.tile import NoTile, Tile
-from jaxnorm.platforms import CORNER
+from jaxnorm.platforms import SLAB
 
-# Sizes of x that each implementation moves. Plain XLA reads the corner, then x for the sums, and x again for y, which
+# Sizes of x that each implementation moves. Plain XLA reads the slab, then x for the sums, and x again for y, which
 # it writes; backward it reads x and dy twice, and writes dx.
-_UNITS = {"forward": {"pallas": 2.0, "xla": 3 + 1 / CORNER}, "backward": {"pallas": 3.0, "xla": 5.0}}
+_UNITS = {"forward": {"pallas": 2.0, "xla": 3 + 1 / SLAB}, "backward": {"pallas": 3.0, "xla": 5.0}}
 # A residual: the kernel reads it once, and backward writes its gradient. Plain XLA reads it in both passes over x.
 _UNITS_OF_RESIDUAL = {"forward": {"pallas": 1.0, "xla": 1.0}, "backward": {"pallas": 2.0, "xla": 3.0}}
 
@@ -63,9 +63,9 @@ class Pass:
         tile = self.tile
         shared = {
             "alone": "no clusters",
-            "cluster": f"clusters of {tile.parts}",
-            "group": f"groups of {tile.parts} that synchronize in global memory",
-        }[tile.meeting]
+            "cluster": f"clusters of {tile.blocks_per_instance}",
+            "group": f"groups of {tile.blocks_per_instance} that synchronize in global memory",
+        }[tile.synchronization]
         return (
             f"thread blocks: {tile.thread_blocks}, {shared}\n"
             f"  each holds: {tile.arrays} x {tile.boxes} boxes of {tile.rows} rows of {tile.row_bytes} bytes\n"
