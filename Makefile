@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -46,6 +46,12 @@ BENCHMARK := $(BIN)/python -m benchmarks
 
 accuracy: .venv/bench ## the error against float64, compared with Flax
 	$(BENCHMARK).accuracy $(call RESULTS,accuracy) $(ARGS)
+
+offsets: .venv/bench ## how far from zero the inputs of norms are inside networks
+	$(BENCHMARK).offsets $(call RESULTS,offsets) $(ARGS)
+
+hero: .venv/bench ## the first picture of the README, from accuracy and the last bench-networks
+	$(BENCHMARK).hero benchmarks/results/networks.json --plot benchmarks/results/hero.png
 
 traffic: .venv/bench .venv/aot ## count the memory traffic of code compiled for an H100 and an A100, compared with Flax
 	$(BENCHMARK).traffic $(call RESULTS,traffic) $(ARGS)
