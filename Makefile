@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth execute execute-all notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth execute execute-all notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -14,7 +14,7 @@ export JAX_PLATFORMS ?= cpu
 PYTEST_OPTIONS := --numprocesses auto --maxprocesses 8 --dist worksteal
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-demo: .venv/demo ## train a stylization network and draw stylize.png
+demo: .venv/demo ## train two stylization networks and draw stylize.png
 	$(BIN)/python examples/stylize.py $(ARGS)
 
 # On the CPU, wherever it runs: the suite proves the same things everywhere.
@@ -46,6 +46,12 @@ BENCHMARK := $(BIN)/python -m benchmarks
 
 accuracy: .venv/bench ## the error against float64, compared with Flax
 	$(BENCHMARK).accuracy $(call RESULTS,accuracy) $(ARGS)
+
+offsets: .venv/bench ## how far from zero the inputs of norms are inside networks
+	$(BENCHMARK).offsets $(call RESULTS,offsets) $(ARGS)
+
+hero: .venv/bench ## the first picture of the README, from accuracy and the last bench-networks
+	$(BENCHMARK).hero benchmarks/results/networks.json --plot benchmarks/results/hero.png
 
 traffic: .venv/bench .venv/aot ## count the memory traffic of code compiled for an H100 and an A100, compared with Flax
 	$(BENCHMARK).traffic $(call RESULTS,traffic) $(ARGS)
@@ -84,15 +90,21 @@ notebooks: .venv/notebooks ## run the notebooks top to bottom and write them wit
 docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_build/html
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
-# One stamp per extra: installed again only when pyproject.toml changes.
-.venv/%: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+# One stamp per group of dependencies: installed again only when pyproject.toml changes.
+.venv/demo: pyproject.toml | .venv/bin/python
+	@# Groups of dependencies are known to pip since 25.1.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+.venv/%: pyproject.toml | .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group $*
 	@touch $@
 
 # uv resolves to the lower bounds of what pyproject.toml names, which pip cannot.
 .venv-oldest/test: pyproject.toml | .venv/test
 	$(BIN)/python -m uv venv --quiet --clear --python $(BIN)/python .venv-oldest
-	$(BIN)/python -m uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[test]'
+	$(BIN)/python -m uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[demo]' --group test
 	@touch $@
 
 .venv/bin/python:

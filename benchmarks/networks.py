@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="small networks instead of those that are trained")
     parser.add_argument("--seconds", type=float, default=60, help="for the rounds of a network (default 60)")
     parser.add_argument("--compilations", type=int, default=3, help="of each step (default 3)")
-    parser.add_argument("--h100", action="store_true", help="also compile for an H100 (the aot extra)")
+    parser.add_argument("--h100", action="store_true", help="also compile for an H100 (dependency group aot)")
     chosen = parser.parse_args(argv)
     names = chosen.networks or list(TINY if chosen.quick else SMALL if chosen.small else WIDE)
     seconds = 0 if chosen.quick else chosen.seconds

@@ -19,7 +19,7 @@ from rich.progress import track
 try:
     from tabulate import tabulate
 except ModuleNotFoundError:
-    sys.exit("The benchmarks need more than jaxnorm: pip install 'jaxnorm[bench]'")
+    sys.exit("The benchmarks need the dependency group bench: make .venv/bench")
 
 _PACKAGES = ("jaxnorm", "jax", "jaxlib", "flax", "dm-haiku", "equinox", "numpy")
 

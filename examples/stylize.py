@@ -1,4 +1,4 @@
-"""Feed-forward stylisation: a network learns to redraw a photograph as stained glass, in a few minutes.
+"""Feed-forward stylization: a network learns to redraw a photograph as stained glass, in a few minutes.
 
 Instance norm was introduced for this (Ulyanov et al. 2016, https://arxiv.org/abs/1607.08022), because the result should
 not depend on the contrast of the content. The same network is trained with instance norm and with batch norm; the
