@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth execute execute-all notebooks docs
+.PHONY: help demo test test-fast test-x64 test-next test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth execute execute-all notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -18,7 +18,7 @@ demo: .venv/demo ## train two stylization networks and draw stylize.png
 	$(BIN)/python examples/stylize.py $(ARGS)
 
 # On the CPU, wherever it runs: the suite proves the same things everywhere.
-test test-fast test-x64 test-oldest: export JAX_PLATFORMS = cpu
+test test-fast test-x64 test-next test-oldest: export JAX_PLATFORMS = cpu
 
 test: lint ## lint, types, tests and doctests
 	$(PYTEST)
@@ -30,6 +30,14 @@ test-fast: lint ## the same without the kernel, compiled code, random calls and 
 test-x64: export JAX_ENABLE_X64 = 1
 test-x64: .venv/test ## random tests of every file with 64-bit numbers on; ARGS="--draw 20 --seed 1" draws others
 	$(PYTEST) --draw 2 --ignore tests/test_stylize.py $(ARGS)
+
+# JAX contains the next implementations of its derivative rules already.
+test-next: export JAX_CUSTOM_JVP3 = 1
+test-next: export JAX_CUSTOM_VJP3 = 1
+test-next: export JAX_REMAT3 = 1
+test-next: export XLA_FLAGS = --xla_force_host_platform_device_count=2
+test-next: .venv/test ## random tests of every file with JAX's next custom_jvp, custom_vjp and remat, and two CPU devices
+	$(PYTEST) --draw 2 -m 'not slow and not kernel' $(ARGS)
 
 test-oldest: .venv-oldest/test ## the suite on the oldest versions that pyproject.toml admits; ARGS="--draw 3" draws some of it
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) $(ARGS)

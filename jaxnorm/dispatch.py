@@ -31,27 +31,8 @@ from jaxnorm.platforms import Cpu, Divided, Generic, Gpu, Platform
 _PLATFORMS: dict[str, type[Platform]] = {"cpu": Cpu, "cuda": Gpu, "rocm": Gpu}
 
 
-def forward(call: Call, operands: Operands) -> tuple[jax.Array, Statistics]:
-    """y, and the statistics, per instance."""
-    y, statistics = FORWARD.bind(call, operands)
-    return y, statistics
-
-
-def backward(call: Call, operands: Operands, statistics: Statistics, dy: jax.Array) -> Gradients:
-    """The gradients of forward for the cotangent dy of y.
-
-    Args:
-      call: the static half.
-      operands: of forward; residual is None where the gradients do not depend on it.
-      statistics: of forward.
-      dy: like x.
-    """
-    gradients: Gradients = BACKWARD.bind(call, operands, statistics, dy)
-    return gradients
-
-
 class Pass(abc.ABC):
-    """A pass, by any implementation. Its arguments are Operands first, and then others."""
+    """A pass, by any implementation: FORWARD or BACKWARD."""
 
     name: str
 
@@ -82,10 +63,10 @@ class Pass(abc.ABC):
           device: the GPU that computes, or None if that is no CUDA GPU or not known.
         """
         reason = _not_by_kernel(call, operands)
-        if reason is None and device is None:
-            reason = "no CUDA GPU is known to compute this"
-        if reason is not None or device is None:
-            return NoTile(str(reason))
+        if reason is not None:
+            return NoTile(reason)
+        if device is None:
+            return NoTile("no CUDA GPU here")
         if call.implementation is None and not is_any_proven(device):
             return NOT_PROVEN
         from jaxnorm.gpu import cost, elementwise, tile
@@ -106,6 +87,8 @@ class Pass(abc.ABC):
 
 
 class _Forward(Pass):
+    """From Operands to y and the Statistics."""
+
     name = "forward"
 
     def results(self, operands: Operands, *others: Any) -> Any:
@@ -130,6 +113,8 @@ class _Forward(Pass):
 
 
 class _Backward(Pass):
+    """From Operands, whose residual is None where the gradients do not depend on it, Statistics and dy to Gradients."""
+
     name = "backward"
 
     def results(self, operands: Operands, *others: Any) -> Any:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
-from jaxnorm import dispatch, reference
+from jaxnorm import reference
 from jaxnorm.activation import is_staged
 from jaxnorm.call import Arguments, Call, Gradients, Operands, Statistics
+from jaxnorm.dispatch import BACKWARD, FORWARD
 from jaxnorm.sharding import vary_together, with_whole_groups
 
 
@@ -88,7 +89,7 @@ _forward.defvjp(_forward_fwd, _forward_bwd)
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _forward_pass(call: Call, operands: Operands) -> tuple[jax.Array, Statistics]:
-    y, statistics = dispatch.forward(call, operands)
+    y, statistics = FORWARD.bind(call, operands)
     return y, statistics
 
 
@@ -103,7 +104,8 @@ def _(call: Call, primals: tuple[Operands], tangents: tuple[Operands]) -> Any:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _backward_pass(call: Call, operands: Operands, statistics: Statistics, dy: jax.Array) -> Gradients:
-    return dispatch.backward(call, operands, statistics, dy)
+    gradients: Gradients = BACKWARD.bind(call, operands, statistics, dy)
+    return gradients
 
 
 @functools.partial(_backward_pass.defjvp, symbolic_zeros=True)
