@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth notebooks docs
+.PHONY: help demo test test-fast test-x64 test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth execute execute-all notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -76,6 +76,13 @@ bench-overhead: .venv/bench ## what a small call costs: tracing, compiling, the 
 
 bench-growth: .venv/bench ## time and bytes against rows, channels and batch, odd sizes too
 	$(BENCHMARK).growth $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
+
+execute: .venv/test ## execute the kernel without a GPU: ARGS="--gpu H100 --count 20 --seed 7"
+	$(BIN)/python -m emulator $(ARGS)
+
+# One architecture per process.
+execute-all: .venv/test ## the same with 60 kernels for each of five GPUs, in about 10 minutes
+	for gpu in A100 'RTX 3090' H100 B200 'RTX 5090'; do $(BIN)/python -m emulator --gpu "$$gpu" --count 30 $(ARGS) || exit 1; done
 
 notebooks: .venv/notebooks ## run the notebooks top to bottom and write them with their pictures
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb

@@ -100,7 +100,6 @@ def main(argv: list[str] | None = None) -> None:
     report.publish(chosen, "What the compiler made of the kernel", tables(rows), report.machine(), rows)
 
 
-<<<<<<< HEAD
 def _rows(gpus: list[str], cases: list[Case]) -> Iterator[Row]:
     """In one process per GPU: the compiler refuses a second, newer architecture."""
     spawn = multiprocessing.get_context("spawn")
@@ -130,27 +129,6 @@ def tables(rows: list[Row]) -> list[str]:
         ]
         parts += [f"## {gpu}", report.table(header, lines)]
     return parts
-=======
-def _line(row: Row) -> tuple[str, ...]:
-    case, cost = row.case, row.cost
-    return (
-        f"{case.shape}, {case.layout}",
-        case.dtype,
-        case.activation,
-        row.name,
-        f"{cost.instructions:.1f}",
-        f"{cost.sweeps:.2g}",
-        f"{cost.registers}",
-        row.tile.synchronization,
-        f"{row.tile.blocks_per_instance}",
-        f"{row.tile.thread_blocks}",
-        f"{cost.per_sm}",
-        f"{cost.waves:.2f}",
-        f"{cost.share:.0%}",
-        f"{cost.attainable:.0%}",
-        cost.limit,
-    )
->>>>>>> wt-kernel
 
 
 if __name__ == "__main__":

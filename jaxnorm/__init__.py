@@ -1,4 +1,4 @@
-"""jaxnorm: instance normalization for JAX, accurate at any offset, fused with its activation and residual."""
+"""jaxnorm: instance and group normalization for JAX, accurate at any offset, fused with its activation and residual."""
 
 import importlib
 import re
@@ -10,10 +10,11 @@ from jaxnorm.version import __version__
 
 if TYPE_CHECKING:
     from jaxnorm import nnx
-    from jaxnorm.flax_module import InstanceNorm, InstanceNorm2D
+    from jaxnorm.flax_module import GroupNorm, InstanceNorm, InstanceNorm2D
 
 
 __all__ = [
+    "GroupNorm",
     "InstanceNorm",
     "InstanceNorm2D",
     "__version__",
@@ -27,7 +28,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The layers need Flax, the functions do not: it is imported when a layer is first asked for.
-    if name in ("InstanceNorm", "InstanceNorm2D", "nnx"):
+    if name in ("GroupNorm", "InstanceNorm", "InstanceNorm2D", "nnx"):
         _import_flax()
         if name == "nnx":
             return importlib.import_module("jaxnorm.nnx")

@@ -16,6 +16,7 @@ EXAMPLES = """\
 examples:
   jaxnorm explain 8x64x64x256 --channels-last --activation relu
   jaxnorm explain 8x256x64x64 --dtype bfloat16 --residual --implementation pallas --device H100
+  jaxnorm explain 8x64x64x256 --channels-last --groups 32 --activation silu
   jaxnorm selfcheck --quick --markdown report.md
 """
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="jaxnorm", description="Instance normalization for JAX.", epilog=EXAMPLES, formatter_class=style
+        prog="jaxnorm", description="Instance and group normalization for JAX.", epilog=EXAMPLES, formatter_class=style
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -48,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--channels-last", action="store_true", help="the shape is (N, *spatial, C); default: (N, C, *spatial)"
     )
+    command.add_argument(
+        "--groups", type=int, metavar="N", help="group norm with so many groups; default: instance norm"
+    )
     command.add_argument("--residual", action="store_true", help="the call adds a residual")
     command.add_argument("--activation", type=_activation, metavar="NAME", help="activation from jax.nn, e.g. relu")
     command.add_argument(
@@ -58,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_explain)
 
-    what = "check the GPU kernel on this machine, and time it; 10 minutes"
+    what = "check jaxnorm and its GPU kernel on this machine, and time them; 10 minutes, 1 without a GPU"
     command = commands.add_parser("selfcheck", help=what, description=what, epilog=EXAMPLES, formatter_class=style)
-    command.add_argument("--quick", action="store_true", help="2 minutes: fewer cases, no sweep of tiles")
+    command.add_argument("--quick", action="store_true", help="2 minutes: fewer cases")
     command.add_argument("--seed", type=int, help="seed of the cases, to repeat a run; default: random, and printed")
     command.add_argument("--json", metavar="FILE", help="also write the report to FILE")
     command.add_argument("--markdown", metavar="FILE", help="also write the tables to FILE")
@@ -71,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _explain(arguments: argparse.Namespace) -> int:
     explanation = explain(
         jax.ShapeDtypeStruct(arguments.shape, jnp.dtype(arguments.dtype)),
+        num_groups=arguments.groups,
         channel_axis=-1 if arguments.channels_last else 1,
         residual=arguments.residual,
         activation=arguments.activation,
@@ -84,7 +89,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _selfcheck(arguments: argparse.Namespace) -> int:
-    from jaxnorm.report.selfcheck import selfcheck
+    from jaxnorm.selfcheck.command import selfcheck
 
     return selfcheck(arguments.json, arguments.markdown, quick=arguments.quick, seed=arguments.seed)
 

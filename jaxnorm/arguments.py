@@ -71,17 +71,22 @@ def check_input(x: Any, least_rank: int = 3) -> jax.Array:
         raise TypeError(
             f"x must be one of {', '.join(_DTYPES)}: got {array.dtype.name} of shape {array.shape}. {remedy}"
         )
-    if array.ndim < least_rank == 2:
+    return check_rank(array, least_rank)
+
+
+def check_rank(x: jax.Array, least: int) -> jax.Array:
+    """Returns x, which has at least the axes of the batch and the channels, and with 3 a spatial axis."""
+    if x.ndim < least == 2:
         raise ValueError(
-            f"x must have rank 2 or more, (N, C, *spatial) or (N, *spatial, C): got shape {array.shape}. "
+            f"x must have rank 2 or more, (N, C, *spatial) or (N, *spatial, C): got shape {x.shape}. "
             "Add a batch axis with x[None]."
         )
-    if array.ndim < least_rank:
+    if x.ndim < least:
         raise ValueError(
             "x must have rank 3 or more, (N, C, *spatial) or (N, *spatial, C), since the statistics are taken over "
-            f"the spatial axes: got shape {array.shape}. For features without spatial axes use layer normalization."
+            f"the spatial axes: got shape {x.shape}. For features without spatial axes use layer normalization."
         )
-    return array
+    return x
 
 
 def check_channel_axes(shape: tuple[int, ...], channel_axis: Axes, name: str = "channel_axis") -> tuple[int, ...]:
@@ -171,9 +176,14 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def check_groups(num_groups: Any, group_size: Any, shape: tuple[int, ...], channel_axis: int) -> int:
+def check_groups(num_groups: Any, group_size: Any, shape: tuple[int, ...], channel_axes: tuple[int, ...]) -> int:
     """Returns how many channels form a group."""
-    channels = shape[channel_axis]
+    if len(channel_axes) != 1:
+        raise ValueError(
+            f"Groups are neighbors along one axis of channels: got channel axes {channel_axes} for x of shape {shape}. "
+            "Merge them with x.reshape."
+        )
+    channels = shape[channel_axes[0]]
     given = {
         name: value for name, value in (("num_groups", num_groups), ("group_size", group_size)) if value is not None
     }
@@ -189,7 +199,7 @@ def check_groups(num_groups: Any, group_size: Any, shape: tuple[int, ...], chann
         divisors = [n for n in range(1, channels + 1) if channels % n == 0]
         raise ValueError(
             f"{name} must divide the {channels} channels of x: got {name}={value} for x of shape {shape} with channel "
-            f"axis {channel_axis}. It would divide them as one of {shown(divisors)}. Is x laid out as you think?"
+            f"axis {channel_axes[0]}. It would divide them as one of {shown(divisors)}. Is x laid out as you think?"
         )
     return channels // int(value) if name == "num_groups" else int(value)
 

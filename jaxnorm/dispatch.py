@@ -199,7 +199,8 @@ def _on_many_devices(one_pass: Pass, call: Call, *arguments: Any) -> Any:
         raise _cannot_run(
             "it computes arrays that are on one device whole, or divided by jit over the batch or channels"
         )
-    return one_pass.in_plain_xla(Divided(call.layout(arguments[0].x.shape), call.axis_name), call, *arguments)
+    layout = call.layout(arguments[0].x.shape)
+    return one_pass.in_plain_xla(Divided(layout, call.axis_name, call.channel_axis_name), call, *arguments)
 
 
 def _cannot_run(reason: str) -> ValueError:
@@ -220,7 +221,7 @@ def _lowering(one_pass: Pass, platform: str) -> Callable[..., Any]:
             arguments = jax.tree.unflatten(structure, values)
             if not is_symbolic and not _is_divided(context):
                 results = on_one(call, *arguments)
-            elif platform == "cuda" and not is_symbolic and not mesh.manual_axes:
+            elif platform == "cuda" and not is_symbolic and not mesh.manual_axes and _devices(context):
                 results = sharding.divided(on_one, call, one_pass.results(*arguments), *arguments)
             else:
                 results = _on_many_devices(one_pass, call, *arguments)
@@ -254,8 +255,13 @@ def _device(context: Any, platform: str) -> Device | None:
     abstract = context.avals_in[0].sharding.mesh.abstract_device
     if abstract is not None:
         return named(abstract.device_kind)
-    devices = getattr(context.module_context.axis_context, "device_assignment", None)
+    devices = _devices(context)
     return facts(devices[0]) if devices else None
+
+
+def _devices(context: Any) -> tuple[jax.Device, ...]:
+    """The devices that the program is compiled for; none where JAX does not say."""
+    return getattr(context.module_context.axis_context, "device_assignment", None) or ()
 
 
 def _types(one_pass: Pass, *types: Any, call: Call, structure: Any) -> tuple[list[Any], Any]:
@@ -314,12 +320,21 @@ def _let_checkify_see_nans(primitive: Primitive) -> None:
         checkify.error_checks[primitive] = functools.partial(checkify.nan_error_check, primitive)
 
 
+def _ask_for_devices(primitive: Primitive) -> None:
+    """JAX tells the devices only to primitives that ask, as its custom_partitioning does. It has no public way to."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src import dispatch
+
+        dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
 FORWARD, BACKWARD = _Forward(), _Backward()
 
 for _one_pass in (FORWARD, BACKWARD):
     _one_pass.primitive.def_impl(functools.partial(_evaluated, _one_pass))
     _one_pass.primitive.def_effectful_abstract_eval(functools.partial(_types, _one_pass))
     _let_checkify_see_nans(_one_pass.primitive)
+    _ask_for_devices(_one_pass.primitive)
     batching.primitive_batchers[_one_pass.primitive] = functools.partial(_batched, _one_pass)
     for _platform in _PLATFORMS:
         mlir.register_lowering(_one_pass.primitive, _lowering(_one_pass, _platform), platform=_platform)

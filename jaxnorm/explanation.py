@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxnorm import arguments, dispatch, reference
 from jaxnorm.activation import Resolved, is_known, resolve
 from jaxnorm.arguments import Activation, Axes, Implementation
 from jaxnorm.call import Call, Operands
-from jaxnorm.functional import instance_norm
+from jaxnorm.functional import group_norm, instance_norm
 from jaxnorm.gpu.devices import DEVICES, Device, current, facts, named
 from jaxnorm.gpu.tile import NoTile, Tile
 from jaxnorm.platforms import SLAB
@@ -108,18 +109,21 @@ class Explanation:
 def explain(
     x: ArrayLike | jax.ShapeDtypeStruct,
     *,
+    num_groups: int | None = None,
+    group_size: int | None = None,
     channel_axis: Axes = 1,
     residual: ArrayLike | jax.ShapeDtypeStruct | bool | None = None,
     activation: Activation | None = None,
     implementation: Implementation | None = None,
     device: str | None = None,
 ) -> Explanation:
-    """Says what a call of jaxnorm.instance_norm would run on a GPU: the kernel, with its tile, or what else and why.
+    """Says what a call of instance_norm or group_norm runs on a GPU: the kernel, with its tile, or what else and why.
 
     Nothing is run or printed, and no GPU need be there.
 
     Args:
       x: an array, or a jax.ShapeDtypeStruct.
+      num_groups, group_size: one of them for group_norm, as there; none for instance_norm.
       channel_axis, activation, implementation: as in jaxnorm.instance_norm.
       residual: as in jaxnorm.instance_norm, or a jax.ShapeDtypeStruct; or True for one like x, and False for none.
       device: a product name such as "H100" or "NVIDIA H100 80GB HBM3"; None for the device that x is on, or JAX's
@@ -146,12 +150,16 @@ def explain(
     'xla'
     """
     name, gpu = _device(device, x)
-    y: Any = _check_call(x, channel_axis=channel_axis, residual=residual, activation=activation)
+    has_groups = num_groups is not None or group_size is not None
+    groups = {"num_groups": num_groups, "group_size": group_size} if has_groups else {}
+    norm = group_norm if has_groups else instance_norm
+    y: Any = _check_call(norm, x, channel_axis=channel_axis, residual=residual, activation=activation, **groups)
     arguments.check_implementation(implementation)
     resolved = _resolve(activation, y)
     channel_axes = arguments.check_channel_axes(y.shape, channel_axis)
     # Of an array that is not there, eps and the values play no part.
-    call = Call(channel_axes, 1.0, resolved.fused, implementation=implementation)
+    size = arguments.check_groups(num_groups, group_size, y.shape, channel_axes) if has_groups else 1
+    call = Call(channel_axes, 1.0, resolved.fused, implementation=implementation, group_size=size)
     # Only their types are looked at.
     per_instance: Any = jax.ShapeDtypeStruct(call.layout(y.shape).instances, reference.statistics_dtype(y.dtype))
     operands = Operands(y, per_instance, per_instance, y if _is_given(residual) else None)
@@ -165,8 +173,8 @@ def explain(
     )
 
 
-def _check_call(x: Any, *, residual: Any, **options: Any) -> jax.ShapeDtypeStruct:
-    """What the call would return, after the checks of instance_norm itself."""
+def _check_call(norm: Callable[..., Any], x: Any, *, residual: Any, **options: Any) -> jax.ShapeDtypeStruct:
+    """What the call would return, after the checks of the norm itself."""
     shape = getattr(x, "shape", ())
     if any(size < 0 for size in shape):
         raise ValueError(f"x must have sizes of at least 0: got shape {shape}. Give the sizes of an array.")
@@ -176,7 +184,7 @@ def _check_call(x: Any, *, residual: Any, **options: Any) -> jax.ShapeDtypeStruc
     # Only arrays can be traced; instance_norm says what is wrong with the rest.
     arrays = {name: value for name, value in given.items() if arguments.is_array(value)}
     rest = {name: value for name, value in given.items() if name not in arrays}
-    call = functools.partial(instance_norm, implementation="reference", **rest, **options)
+    call = functools.partial(norm, implementation="reference", **rest, **options)
     y: jax.ShapeDtypeStruct = jax.eval_shape(call, **arrays)
     return y
 

@@ -1,4 +1,4 @@
-"""Flax linen layers: they own the parameters and leave the rest to instance_norm."""
+"""Flax linen layers: they own the parameters and leave the rest to instance_norm and group_norm."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,16 @@ from jax.typing import ArrayLike
 from jaxnorm import arguments
 from jaxnorm.arguments import Activation, Axes, AxisName, Implementation
 from jaxnorm.functional import instance_norm
-from jaxnorm.layer import AxisIndexGroups, channel_axes, check_momentum, normalize, updated, uses_running_average
+from jaxnorm.layer import (
+    AxisIndexGroups,
+    channel_axes,
+    channels_per_group,
+    check_momentum,
+    check_reduction_axes,
+    normalize,
+    updated,
+    uses_running_average,
+)
 
 
 class InstanceNorm(nn.Module):
@@ -129,7 +138,89 @@ class InstanceNorm(nn.Module):
         return y
 
 
-def _scale_and_bias(layer: InstanceNorm, shape: tuple[int, ...]) -> tuple[jax.Array | None, jax.Array | None]:
+class GroupNorm(nn.Module):
+    """flax.linen.GroupNorm with accurate statistics, a fused activation and a fused residual add.
+
+    It takes the same arguments and has the same parameters ("scale" and "bias", so checkpoints load both ways) and
+    output dtype; the channels are the last axis. See jaxnorm.group_norm for the formula.
+
+    Attributes:
+      num_groups: how many groups the channels form.
+      group_size: or how many neighboring channels form a group; num_groups must be None then.
+      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init: as in jaxnorm.InstanceNorm.
+      reduction_axes: None, or all axes but the batch. Merge axes that are not to be reduced into the batch.
+      axis_name, axis_index_groups, use_fast_variance, force_float32_reductions: as in jaxnorm.InstanceNorm.
+      activation, implementation: as in jaxnorm.InstanceNorm.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxnorm
+    >>> x = jax.random.normal(jax.random.key(0), (2, 8, 8, 64))
+    >>> layer = jaxnorm.GroupNorm(num_groups=32, activation=jax.nn.silu)
+    >>> variables = layer.init(jax.random.key(1), x)
+    >>> jax.tree.map(jnp.shape, variables)
+    {'params': {'bias': (64,), 'scale': (64,)}}
+    >>> layer.apply(variables, x, residual=x).shape
+    (2, 8, 8, 64)
+    """
+
+    num_groups: int | None = 32
+    group_size: int | None = None
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = initializers.zeros
+    scale_init: Initializer = initializers.ones
+    reduction_axes: Axes | None = None
+    axis_name: AxisName | None = None
+    axis_index_groups: AxisIndexGroups | None = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    activation: Activation | None = None
+    implementation: Implementation | None = None
+
+    @nn.compact
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None, residual: ArrayLike | None = None) -> jax.Array:
+        """Normalizes x.
+
+        Args:
+          x: (N, ..., C), with or without spatial axes. Integers are converted, as Flax does.
+          mask, residual: as in jaxnorm.InstanceNorm.
+
+        Returns:
+          An array of the shape of x.
+
+        Raises:
+          TypeError: as jaxnorm.group_norm, in the words of this layer.
+          ValueError: as jaxnorm.group_norm, in the words of this layer.
+        """
+        x = arguments.check_rank(arguments.as_array("x", x), least=2)
+        check_reduction_axes(self.reduction_axes, x.shape)
+        group_size = channels_per_group(self.num_groups, self.group_size, x.shape)
+        scale, bias = _scale_and_bias(self, x.shape[-1:])
+        y, _ = normalize(
+            x,
+            scale,
+            bias,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            channel_axis=(x.ndim - 1,),
+            group_size=group_size,
+            activation=self.activation,
+            mask=mask,
+            residual=residual,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            implementation=self.implementation,
+            initializing=self.is_initializing(),
+        )
+        return y
+
+
+def _scale_and_bias(
+    layer: InstanceNorm | GroupNorm, shape: tuple[int, ...]
+) -> tuple[jax.Array | None, jax.Array | None]:
     """The parameters of a layer, created where it is initialized. No method, since Flax would log a method's calls."""
     scale = layer.param("scale", layer.scale_init, shape, layer.param_dtype) if layer.use_scale else None
     bias = layer.param("bias", layer.bias_init, shape, layer.param_dtype) if layer.use_bias else None

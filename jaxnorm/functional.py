@@ -154,14 +154,14 @@ def group_norm(
     True
     """
     x = arguments.check_input(x, least_rank=2)
-    (axis,) = arguments.check_channel_axes(x.shape, channel_axis)
+    channel_axes = arguments.check_channel_axes(x.shape, channel_axis)
     y, _ = normalize(
         x,
         gamma,
         beta,
         eps,
-        group_size=arguments.check_groups(num_groups, group_size, x.shape, axis),
-        channel_axis=axis,
+        group_size=arguments.check_groups(num_groups, group_size, x.shape, channel_axes),
+        channel_axis=channel_axes,
         residual=residual,
         activation=activation,
         where=where,

@@ -29,6 +29,31 @@ def channel_axes(shape: tuple[int, ...], feature_axes: Axes) -> tuple[int, ...]:
     return arguments.check_channel_axes(shape, feature_axes, "feature_axes")
 
 
+def channels_per_group(num_groups: int | None, group_size: int | None, shape: tuple[int, ...]) -> int:
+    """The group size of a layer, whose num_groups is 32 unless the user says something else."""
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            "Either num_groups or group_size should be specified. If group_size is to be specified, pass "
+            f"num_groups=None to override the default num_groups of 32: got num_groups={arguments.shown(num_groups)} "
+            f"and group_size={arguments.shown(group_size)}."
+        )
+    return arguments.check_groups(num_groups, group_size, shape, (len(shape) - 1,))
+
+
+def check_reduction_axes(reduction_axes: Axes | None, shape: tuple[int, ...]) -> None:
+    """None, or all axes but the batch. Flax can also leave axes out, which then count as further batch axes."""
+    if reduction_axes is None:
+        return
+    axes = reduction_axes if isinstance(reduction_axes, Iterable) else (reduction_axes,)
+    rank = len(shape)
+    if {axis % rank if axis in range(-rank, rank) else axis for axis in axes} != set(range(1, rank)):
+        raise ValueError(
+            f"reduction_axes must be None or all axes but the batch, {tuple(range(1, rank))}, since every sample has "
+            f"one mean and one variance per group: got {arguments.shown(reduction_axes)} for x of shape {shape}. Merge "
+            "the axes that are not reduced into the batch, as in x.reshape(-1, *x.shape[2:])."
+        )
+
+
 def normalize(
     x: jax.Array,
     scale: jax.Array | None,
@@ -37,6 +62,7 @@ def normalize(
     epsilon: float,
     dtype: Dtype | None,
     channel_axis: tuple[int, ...],
+    group_size: int | None = None,
     activation: Activation | None,
     mask: ArrayLike | None,
     residual: ArrayLike | None,
@@ -46,7 +72,7 @@ def normalize(
     running: Moments | None = None,
     initializing: bool = False,
 ) -> tuple[jax.Array, Statistics]:
-    """instance_norm with Flax's arguments.
+    """instance_norm or group_norm with Flax's arguments.
 
     Args:
       x: any real dtype; integers are converted.
@@ -56,6 +82,7 @@ def normalize(
       mask: None, or an array broadcastable to x, nonzero at the positions that count for the statistics.
       residual: None, or an array of the shape of x, of any dtype.
       channel_axis, activation, axis_name, axis_index_groups, implementation: as in jaxnorm.instance_norm.
+      group_size: of group norm; None for instance norm.
       running: None, or the mean and variance per channel to normalize with; the mask is ignored then.
       initializing: whether the activation may create parameters in this call.
 
@@ -81,6 +108,7 @@ def normalize(
         bias,
         eps,
         channel_axis=channel_axis,
+        group_size=group_size,
         residual=None if residual is None else arguments.as_array("residual", residual).astype(x.dtype),
         activation=None if initializing else activation,
         where=where if running is None else None,

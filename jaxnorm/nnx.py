@@ -1,4 +1,4 @@
-"""The Flax NNX layer: it owns the parameters and leaves the rest to instance_norm."""
+"""The Flax NNX layers: they own the parameters and leave the rest to instance_norm and group_norm."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,15 @@ from jax.typing import ArrayLike
 
 from jaxnorm import arguments
 from jaxnorm.arguments import Activation, AxisName, Implementation
-from jaxnorm.layer import AxisIndexGroups, channel_axes, check_momentum, normalize, updated, uses_running_average
+from jaxnorm.layer import (
+    AxisIndexGroups,
+    channel_axes,
+    check_momentum,
+    check_reduction_axes,
+    normalize,
+    updated,
+    uses_running_average,
+)
 
 
 class InstanceNorm(nnx.InstanceNorm):
@@ -160,9 +168,7 @@ class InstanceNorm(nnx.InstanceNorm):
         axes = channel_axes(x.shape, self.feature_axes)
         channels = tuple(x.shape[axis] for axis in axes)
         _check_num_features(self.num_features, x.shape, axes)
-        scale, bias = self._parameter("scale"), self._parameter("bias")
-        if self.promote_dtype is not flax_promote_dtype:
-            x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
+        x, scale, bias = _promoted(self, x, self.num_features)
         # eval() sets the attribute of every layer, also of those without running averages.
         in_layer = self.use_running_average if self.track_running_stats else None
         use_running = uses_running_average(self.track_running_stats, in_layer, use_running_average)
@@ -196,18 +202,150 @@ class InstanceNorm(nnx.InstanceNorm):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _parameter(self, name: str) -> jax.Array | None:
-        """The value of a parameter, which may come from anywhere."""
-        parameter = getattr(self, name)
-        if parameter is None:
-            return None
-        value: jax.Array = parameter[...]
-        if value.shape != (self.num_features,):
+
+class GroupNorm(nnx.GroupNorm):
+    """flax.nnx.GroupNorm with accurate statistics, a fused activation and a fused residual add.
+
+    It takes the same arguments. It is a flax.nnx.GroupNorm and lets Flax create the parameters: they have the same
+    names, values and metadata, and state moves both ways. It has the same output dtype, and the channels are the last
+    axis. See jaxnorm.group_norm for the formula.
+
+    Args:
+      num_features: the number of channels of x.
+      num_groups: how many groups the channels form.
+      group_size: or how many neighboring channels form a group; num_groups must be None then.
+      reduction_axes: None, or all axes but the batch. Merge axes that are not to be reduced into the batch.
+      epsilon, dtype, param_dtype, use_bias, use_scale, bias_init, scale_init: as in jaxnorm.nnx.InstanceNorm.
+      axis_name, axis_index_groups, use_fast_variance, promote_dtype, rngs, bias_metadata, scale_metadata: as in
+        jaxnorm.nnx.InstanceNorm.
+      activation, implementation: as in jaxnorm.nnx.InstanceNorm.
+
+    >>> import jax
+    >>> import jaxnorm
+    >>> from flax import nnx
+    >>> x = jax.random.normal(jax.random.key(0), (2, 8, 8, 64))
+    >>> layer = jaxnorm.nnx.GroupNorm(64, num_groups=32, activation=jax.nn.silu, rngs=nnx.Rngs(1))
+    >>> layer.scale.shape, layer.bias.shape
+    ((64,), (64,))
+    >>> layer(x, residual=x).shape
+    (2, 8, 8, 64)
+    """
+
+    # A flax.nnx.GroupNorm whose class is replaced by this one lacks these attributes.
+    activation: Activation | None = None
+    implementation: Implementation | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        *,
+        epsilon: float = 1e-6,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = initializers.zeros,
+        scale_init: Initializer = initializers.ones,
+        reduction_axes: Axes | None = None,
+        axis_name: AxisName | None = None,
+        axis_index_groups: AxisIndexGroups | None = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = flax_promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        activation: Activation | None = None,
+        implementation: Implementation | None = None,
+    ):
+        super().__init__(
+            num_features,
+            num_groups,
+            group_size,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_bias=use_bias,
+            use_scale=use_scale,
+            bias_init=bias_init,
+            scale_init=scale_init,
+            reduction_axes=reduction_axes,
+            # Flax only keeps it.
+            axis_name=axis_name,  # type: ignore[arg-type]
+            axis_index_groups=axis_index_groups,
+            use_fast_variance=use_fast_variance,
+            promote_dtype=promote_dtype,
+            rngs=rngs,
+            bias_metadata=bias_metadata,
+            scale_metadata=scale_metadata,
+        )
+        self.activation = activation
+        self.implementation = implementation
+
+    def __call__(self, x: ArrayLike, *, mask: ArrayLike | None = None, residual: ArrayLike | None = None) -> jax.Array:
+        """Normalizes x.
+
+        Args:
+          x: (N, ..., C), with or without spatial axes. Integers are converted, as Flax does.
+          mask, residual: as in jaxnorm.nnx.InstanceNorm.
+
+        Returns:
+          An array of the shape of x.
+
+        Raises:
+          TypeError: as jaxnorm.group_norm, in the words of this layer.
+          ValueError: as jaxnorm.group_norm, in the words of this layer; or x has not num_features channels.
+        """
+        x = arguments.check_rank(arguments.as_array("x", x), least=2)
+        check_reduction_axes(self.reduction_axes, x.shape)
+        num_features = self.num_groups * self.group_size
+        if x.shape[-1] != num_features:
             raise ValueError(
-                f"{name} must have shape ({self.num_features},), since num_features={self.num_features}: "
-                f"got {value.shape}. Load the state of a layer with as many features."
+                f"num_features must be the number of channels of x, the last axis: got num_features={num_features} for "
+                f"x of shape {x.shape}. Make the layer with num_features={x.shape[-1]}."
             )
-        return value
+        x, scale, bias = _promoted(self, x, num_features)
+        y, _ = normalize(
+            x,
+            scale,
+            bias,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            channel_axis=(x.ndim - 1,),
+            group_size=self.group_size,
+            activation=self.activation,
+            mask=mask,
+            residual=residual,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            implementation=self.implementation,
+        )
+        return y
+
+
+def _promoted(
+    layer: InstanceNorm | GroupNorm, x: jax.Array, num_features: int
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """x, the scale and the bias, by the promote_dtype of the user if there is one."""
+    scale, bias = _parameter(layer, "scale", num_features), _parameter(layer, "bias", num_features)
+    if layer.promote_dtype is not flax_promote_dtype:
+        x, scale, bias = layer.promote_dtype((x, scale, bias), dtype=layer.dtype)
+    return x, scale, bias
+
+
+def _parameter(layer: InstanceNorm | GroupNorm, name: str, num_features: int) -> jax.Array | None:
+    """The value of a parameter, which may come from anywhere."""
+    parameter = getattr(layer, name)
+    if parameter is None:
+        return None
+    value: jax.Array = parameter[...]
+    if value.shape != (num_features,):
+        raise ValueError(
+            f"{name} must have shape ({num_features},), since num_features={num_features}: got {value.shape}. "
+            "Load the state of a layer with as many features."
+        )
+    return value
 
 
 def _check_num_features(num_features: int, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:

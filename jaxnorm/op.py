@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jaxnorm import dispatch, reference
 from jaxnorm.activation import is_staged
 from jaxnorm.call import Arguments, Call, Gradients, Operands, Statistics
-from jaxnorm.sharding import vary_together
+from jaxnorm.sharding import vary_together, with_whole_groups
 
 
 def normalize(call: Call, arguments: Arguments) -> tuple[jax.Array, Statistics]:
@@ -115,6 +115,8 @@ def _(call: Call, primals: Any, tangents: Any) -> Any:
 
 def _plain_forward(call: Call, operands: Operands) -> jax.Array:
     """y by the plain formula, differentiable in every mode."""
+    if call.channel_axis_name is not None:
+        return with_whole_groups(_plain_forward, call, operands)
     x, gamma, beta, residual, where, center = operands
     y, _ = reference.normalize(
         call.layout(x.shape),

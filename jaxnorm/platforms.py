@@ -130,7 +130,7 @@ class Platform(abc.ABC):
         if self.channel_axis_name is not None:
             values = lax.all_gather(values, self.channel_axis_name, axis=axis, tiled=True)
         whole = values.shape[-1] // size * size
-        grouped = values[..., :whole].reshape(*values.shape[:-1], -1, size)
+        grouped = values[..., :whole].reshape(*values.shape[:-1], whole // size, size)
         reduced = jnp.broadcast_to(reduce(grouped), grouped.shape).reshape(*values.shape[:-1], whole)
         if self.channel_axis_name is not None:
             # XLA pads channels that its devices do not divide, and what is padded has no group.

@@ -70,20 +70,31 @@ def over_explicit_axes(norm: Pass, call: Call, arguments: Arguments) -> tuple[ja
     sharding = jax.typeof(arguments.x).sharding
     mesh, layout = sharding.mesh, call.layout(arguments.x.shape)
     spec = _spec(sharding, arguments.x.ndim)
-    if _cut_groups(layout, spec, dict(mesh.shape)):
-        # The derivatives of the plain formula need groups on one device: the channels are gathered.
-        spec = tuple(() if axis in layout.channel_axes else names for axis, names in enumerate(spec))
     parts = jax.tree.map(lambda _, axes: _part(spec, axes), arguments, _axes(layout, arguments))
     arguments = jax.tree.map(lambda v, part: jax.sharding.reshard(v, NamedSharding(mesh, part)), arguments, parts)
     names = (*as_names(call.axis_name), *(name for axis in layout.spatial_axes for name in spec[axis]))
+    cut = _cut_groups(layout, spec, dict(mesh.shape))
     y, statistics = jax.shard_map(
-        functools.partial(norm, dataclasses.replace(call, axis_name=names or None)),
+        functools.partial(norm, dataclasses.replace(call, axis_name=names or None, channel_axis_name=cut or None)),
         mesh=mesh,
         in_specs=(parts,),
         out_specs=(parts.x, _part(spec, layout.instance_axes)),
         axis_names=set(mesh.explicit_axes),
     )(arguments)
     return y, statistics
+
+
+def with_whole_groups(norm: Callable[..., jax.Array], call: Call, operands: Operands) -> jax.Array:
+    """The part of this device of norm(call, operands), computed where all channels are, since groups are cut."""
+    axis, names = call.channel_axes[0], call.channel_axis_name
+    own = operands.x.shape[axis]
+
+    def gathered(value: jax.Array, axes: Axes) -> jax.Array:
+        return lax.all_gather(value, names, axis=axes.index(axis), tiled=True) if axis in axes else value
+
+    whole = jax.tree.map(gathered, operands, _axes(call.layout(operands.x.shape), operands))
+    y = norm(dataclasses.replace(call, channel_axis_name=None), whole)
+    return lax.dynamic_slice_in_dim(y, lax.axis_index(names) * own, own, axis)
 
 
 def divided(one_pass: Pass, call: Call, results: Any, *arguments: Any) -> Any:

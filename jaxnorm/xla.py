@@ -191,7 +191,7 @@ def _statistics(
     variance = squares / count - jnp.minimum(jnp.square(delta), jnp.finfo(dtype).max)
     counted = jnp.broadcast_to(jnp.asarray(count, dtype), center.shape)
     if platform.layout.group_size > 1:
-        delta, variance, scale, counted = _merged(platform, center, delta, variance, scale, counted)
+        center, delta, variance, scale, counted = _merged(platform, center, delta, variance, scale, counted)
     delta, rstd, variance = numerics.unscaled(delta, variance, scale, eps)
     # Otherwise a CPU computes the root again at every position.
     delta, rstd = platform.materialize((delta, rstd))
@@ -205,20 +205,23 @@ def _merged(
     variance: jax.Array,
     scale: jax.Array,
     counted: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The delta, variance, scale and count of each group, from those of its channels (Chan, Golub, LeVeque 1983).
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The center of each channel, and the delta, variance, scale and count of its group (Chan, Golub, LeVeque 1983).
 
-    The means of the channels are compared as offsets from one of their centers, since they are all rounded.
+    The means of the channels are rounded, so we compare them as offsets from one number near all of them. The mean of
+    the centers is one: only a channel that is a small share of its group can be far from it, in standard deviations.
     """
-    of_group = platform.by_group(lambda scales: jnp.min(scales, axis=-1, keepdims=True), scale)
-    scale, relative = of_group, of_group / scale
-    first = platform.by_group(lambda centers: centers[..., :1], center)
-    offset = center * scale - first * scale
-    # A channel none of whose positions count has no statistics, and no part in those of its group.
-    mean = jnp.where(counted > 0, offset + delta * relative, 0)
-    variance = jnp.where(counted > 0, variance * relative * relative, 0)
+    scales = platform.by_group(lambda values: jnp.min(values, axis=-1, keepdims=True), scale)
+    relative = scales / scale
     total = platform.group_sum(counted)
     share = counted / total
+    near = platform.group_sum(share * center)
+    # A channel none of whose positions count has no statistics, and no part in those of its group.
+    counts = counted > 0
+    center = jnp.where(counts, center, near)
+    offset = center * scales - near * scales
+    mean = jnp.where(counts, offset + delta * relative, 0)
     of_group = platform.group_sum(share * mean)
-    variance = platform.group_sum(share * (variance + jnp.square(mean - of_group)))
-    return of_group - offset, variance, scale, total
+    within = jnp.where(counts, variance * relative * relative, 0)
+    variance = platform.group_sum(share * (within + jnp.square(mean - of_group)))
+    return center, of_group - offset, variance, scales, total

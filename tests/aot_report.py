@@ -32,7 +32,6 @@ from benchmarks.shapes import CHANNEL_AXIS, Shape, random_blocks
 from jaxnorm import instance_norm, pallas_kernel
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.gpu.tile import NoTile, find_tile
-from jaxnorm.xla import Statistics
 
 KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
 
@@ -65,7 +64,7 @@ def report_view(compiler, device, view, dtype, *, residual, activation):
     batch, _, lanes = view
     x = jax.ShapeDtypeStruct(view, dtype)
     value = jax.ShapeDtypeStruct((batch, 1, lanes), jnp.float32)
-    statistics = Statistics(value, value, value)
+    statistics = pallas_kernel.Moments(value, value, value, value)
     added = x if residual else None
 
     def forward(tile):

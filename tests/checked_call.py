@@ -23,7 +23,16 @@ def parameter(form, instances, seed):
 
 
 def check(
-    implementation, dtype, shape, channel_axes, *, gamma="shared", beta="shared", residual=False, activation="none"
+    implementation,
+    dtype,
+    shape,
+    channel_axes,
+    *,
+    group_size=None,
+    gamma="shared",
+    beta="shared",
+    residual=False,
+    activation="none",
 ):
     """Forward and all gradients of one call, against the oracle and its twin."""
     with jax.enable_x64(dtype == "float64"):
@@ -37,10 +46,12 @@ def check(
         given = {name: value for name, value in given.items() if value is not None}
 
         def call(x, given):
-            return jaxnorm.instance_norm(
+            groups = {} if group_size is None else {"group_size": group_size}
+            return (jaxnorm.group_norm if groups else jaxnorm.instance_norm)(
                 x,
                 **given,
-                channel_axis=channel_axes,
+                **groups,
+                channel_axis=channel_axes if len(channel_axes) > 1 else channel_axes[0],
                 activation=oracle.ACTIVATIONS[activation].jax,
                 implementation=implementation,
             )
@@ -52,15 +63,16 @@ def check(
 
         y, dx, grads = step(x, given, dy)
 
-    positions = int(np.prod([shape[a] for a in oracle.spatial_axes(len(shape), channel_axes)]))
-    options = {"channel_axes": channel_axes, "activation": activation}
+    group_size = group_size or 1
+    positions = int(np.prod([shape[a] for a in oracle.spatial_axes(len(shape), channel_axes)])) * group_size
+    options = {"channel_axes": channel_axes, "group_size": group_size, "activation": activation}
     y64, magnitude = oracle.instance_norm(x, **given, **options)
     assert y.dtype == dtype
     assert y.shape == shape
     np.testing.assert_allclose(np.float64(y), y64, rtol=0, atol=tolerance.forward(dtype, positions, magnitude))
 
     want = oracle.gradients(dy, x, **given, **options)
-    mean, var = oracle.moments(x, channel_axes)
+    mean, var = oracle.moments(x, channel_axes, group_size=group_size)
     xhat = np.abs(np.float64(x) - mean) / np.sqrt(var + 1e-5)
     dz = 2 * float(np.abs(np.float64(dy)).max())
     scale = float((1 / np.sqrt(var + 1e-5)).max()) * (2.0 if "gamma" in given else 1.0)

@@ -1,5 +1,6 @@
 """What selfcheck must see: functions that it runs in processes of their own, each with something wrong."""
 
+import functools
 import itertools
 import os
 import sys
@@ -26,64 +27,66 @@ def refuses():
     raise RuntimeError("cannot launch <object at 0x7f00deadbeef>")
 
 
-def right(**arguments):
-    """None at all."""
-    from jaxnorm.report import check
-
-    return check.numbers(**arguments)
+def fine():
+    return {"outcome": "right"}
 
 
-def scaled(**arguments):
-    """y is off by a ten-thousandth, and so are its gradients."""
-    return _with_forward(lambda y: y * 1.0001, arguments)
+def wrong(case, change):
+    """The row of a case whose forward pass has a fault."""
+    from jaxnorm.selfcheck import numbers
+
+    numbers.forward = functools.partial(_CHANGES[change], numbers.forward)
+    return numbers.numbers(case)
 
 
-def not_a_number(**arguments):
-    return _with_forward(lambda y: y.at[(0,) * y.ndim].set(np.nan), arguments)
+def _scaled(forward, case, given):
+    return forward(case, given) * 1.0001
 
 
-def wrong_gradient(**arguments):
+def _not_a_number(forward, case, given):
+    y = forward(case, given)
+    return y.at[(0,) * y.ndim].set(np.nan)
+
+
+def _wrong_gradient(forward, case, given):
     """y is right."""
     import jax
 
-    return _with_forward(lambda y: y + 1e-3 * (y - jax.lax.stop_gradient(y)), arguments)
+    y = forward(case, given)
+    return y + 1e-3 * (y - jax.lax.stop_gradient(y))
 
 
-def _with_forward(change, arguments):
-    from jaxnorm.report import check
-
-    original = check.forward
-    check.forward = lambda case, given: change(original(case, given))
-    return check.numbers(**arguments)
+def _overwritten(forward, case, given):
+    """The first positions of the second sample, by the rounded-up last box of the first one."""
+    y = forward(case, given)
+    return y.at[1, 0].set(y[0, -1])
 
 
-def steady(**arguments):
-    """The same bits again and again."""
-    return _racing(None, arguments)
+_CHANGES = {
+    "none": lambda forward, case, given: forward(case, given),
+    "scaled": _scaled,
+    "not a number": _not_a_number,
+    "wrong gradient": _wrong_gradient,
+    "overwritten": _overwritten,
+}
 
 
-def racy(**arguments):
-    """One bit differs in the fiftieth run."""
-    return _racing(50, arguments)
-
-
-def _racing(wrong, arguments):
+def race(case, repeats, wrong):
+    """The row of a case whose run of that number, of all, differs in one bit; None: no run does."""
     import jax
     import jax.numpy as jnp
 
-    from jaxnorm.report import check, races
+    from jaxnorm.selfcheck import numbers, races
 
-    original, count = check.forward, itertools.count(1)
+    original, count = numbers.forward, itertools.count(1)
 
-    def seen(_):
+    def noise(_):
         return np.float32(1e-6 if next(count) == wrong else 0)
 
     def forward(case, given):
         y = original(case, given)
         first = jax.lax.stop_gradient(y[(0,) * y.ndim])
-        noise = jax.pure_callback(seen, jax.ShapeDtypeStruct((), jnp.float32), first)
-        return y + jax.lax.stop_gradient(noise)
+        return y + jax.lax.stop_gradient(jax.pure_callback(noise, jax.ShapeDtypeStruct((), jnp.float32), first))
 
-    check.forward = forward
-    found = races.races(**arguments, busy=False)
-    return found | {"runs": next(count) - 1}
+    numbers.forward = forward
+    return races.races(case, repeats) | {"runs": next(count) - 1}

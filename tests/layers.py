@@ -1,6 +1,7 @@
 """The linen and the NNX layer as objects of one kind, ours or Flax's, so that one suite runs over both."""
 
 import functools
+import itertools
 import math
 
 import flax.linen as nn
@@ -20,14 +21,15 @@ RANDOM = {"scale_init": nn.initializers.normal(1.0), "bias_init": nn.initializer
 class Linen:
     """A linen layer with its variables."""
 
-    prelu = nn.PReLU
+    prelu, name = nn.PReLU, "InstanceNorm"
 
     def __init__(self, shape, *, flax=False, **options):
-        self.module = (nn if flax else jaxnorm).InstanceNorm(**RANDOM | options)
+        make = getattr(nn if flax else jaxnorm, self.name)
+        self.module = make(**RANDOM | options)
         outside = {name: value for name, value in options.items() if name not in ("axis_name", "axis_index_groups")}
         call = {"use_running_average": True} if options.get("track_running_stats") else {}
         # Where no axis is mapped, as most users do it.
-        to_init = (nn if flax else jaxnorm).InstanceNorm(**RANDOM | outside)
+        to_init = make(**RANDOM | outside)
         self.variables = jax.jit(functools.partial(to_init.init, **call))(
             jax.random.key(7), jnp.zeros(shape, "float32")
         )
@@ -63,12 +65,13 @@ class Linen:
 class NNX:
     """An NNX layer."""
 
-    prelu = nnx.PReLU
+    prelu, name = nnx.PReLU, "InstanceNorm"
 
     def __init__(self, shape, *, flax=False, **options):
         axes = {axis % len(shape) for axis in np.atleast_1d(options.get("feature_axes", -1))}
         channels = math.prod(shape[axis] for axis in axes)
-        self.module = (nnx if flax else jaxnorm.nnx).InstanceNorm(channels, **RANDOM | options, rngs=nnx.Rngs(7))
+        make = getattr(nnx if flax else jaxnorm.nnx, self.name)
+        self.module = make(channels, **RANDOM | options, rngs=nnx.Rngs(7))
 
     def __call__(self, x, **inputs):
         return self.module(x, **inputs)
@@ -96,6 +99,18 @@ class NNX:
         return self.module.mean[...], self.module.var[...]
 
 
+class LinenGroups(Linen):
+    """A linen layer of group norm."""
+
+    name = "GroupNorm"
+
+
+class NNXGroups(NNX):
+    """An NNX layer of group norm."""
+
+    name = "GroupNorm"
+
+
 def parameters_of(module):
     """The scale and the bias of an NNX layer, those that it has."""
     named = {"scale": module.scale, "bias": module.bias}
@@ -113,6 +128,7 @@ def assert_is_the_formula(y, parameters, x, channel_axes=(-1,), eps=1e-6, **opti
     gamma, beta = (None if value is None else np.asarray(value).reshape(sizes) for value in (gamma, beta))
     exact, magnitude = oracle.instance_norm(x, gamma, beta, eps, channel_axes=channel_axes, **options)
     positions = math.prod(x.shape[axis] for axis in oracle.spatial_axes(x.ndim, channel_axes))
+    positions *= options.get("group_size", 1)
     bound = tolerance.forward(y.dtype.name, positions, magnitude)
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=0, atol=bound)
 
@@ -146,3 +162,32 @@ def result_and_gradients(function, *arguments):
         return y, pullback(jnp.asarray(np.random.default_rng(8).uniform(0.5, 1, y.shape), y.dtype))
 
     return run(*arguments)
+
+
+def flax_s(kind, shape, **options):
+    """Flax's layer with the two-pass variance, the one that is right."""
+    return kind(shape, flax=True, use_fast_variance=False, **options)
+
+
+def assert_same_as_flax(kind, shape, positions, options, **inputs):
+    """The same results and gradients by x and the parameters, which are the same."""
+    x = normal(*shape, dtype="float64")
+    # Flax's NNX layer takes masks of bool alone.
+    theirs = {name: value.astype(bool) for name, value in inputs.items()}
+    results = []
+    for layer, given in ((kind(shape, **options), inputs), (flax_s(kind, shape, **options), theirs)):
+        function, parameters = layer.functional()
+        results.append(result_and_gradients(functools.partial(function, **given), parameters, x))
+    assert_close_trees(*results, x.size, positions)
+
+
+def assert_same_dtypes(kind, shape, x_dtype, dtype, param_dtypes):
+    """The same output dtype, whatever the parameters are."""
+    x = jax.ShapeDtypeStruct(shape, x_dtype)
+    for param_dtype, use_scale, use_bias in itertools.product(param_dtypes, [False, True], [False, True]):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "use_scale": use_scale, "use_bias": use_bias}
+        results = []
+        for flax in (False, True):
+            make = functools.partial(kind, shape, flax=flax, **options)
+            results.append(jax.eval_shape(lambda x, make=make: make()(x), x))
+        assert (results[0].shape, results[0].dtype) == (results[1].shape, results[1].dtype), options

@@ -1,4 +1,4 @@
-"""Runs instance_norm and its gradients on 8 virtual CPU devices; prints one JSON object per placement of x.
+"""Runs both norms with their gradients on 8 virtual CPU devices; prints one JSON object per placement of x.
 
 python tests/mesh_report.py STYLE
 
@@ -10,19 +10,18 @@ import json
 import math
 import sys
 
-import as_if_proven
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import tolerance
+from jax.interpreters import mlir
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from benchmarks.hlo import collectives
-from jaxnorm import functional
-from jaxnorm.gpu.devices import DEVICES
+from jaxnorm import dispatch
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 # (N, D, H, W, C) channels-last on a mesh ("data", "space") of 2 x 4.
@@ -49,19 +48,42 @@ CHANNELS_FIRST = {
     "channels-first, batch and channels": ((4, 8, 4, 6), P("data", "space")),
     "channels-first, batch and space": ((4, 8, 8, 6), P("data", None, "space")),
 }
+# With a group size: whole groups on every device, and groups that are cut.
+_CHANNELS = P(None, None, None, None, "space")
+GROUPS = {
+    "whole groups": ((2, 4, 8, 3, 8), _CHANNELS, 2),
+    "whole groups, batch and space": ((4, 8, 5, 3, 8), P("data", "space"), 4),
+}
+CUT = {
+    "cut groups": ((2, 4, 8, 3, 8), _CHANNELS, 4),
+    "a single group, cut": ((2, 4, 8, 3, 8), _CHANNELS, 8),
+    "groups cut by both axes": ((2, 4, 8, 3, 8), P(None, None, None, None, ("data", "space")), 2),
+    "cut groups and space": ((2, 8, 5, 3, 8), P(None, "space", None, None, "data"), 8),
+    "channels-first, cut groups": ((4, 8, 4, 6), P("data", "space"), 4),
+}
+UNEVEN_GROUPS = {
+    "whole groups, uneven batch and space": ((3, 7, 8, 3, 8), P("data", "space"), 4),
+    "uneven groups": ((2, 4, 8, 3, 9), _CHANNELS, 3),
+    "uneven groups and space": ((2, 7, 8, 3, 6), P(None, "space", None, None, "data"), 2),
+}
 # Without check_vma JAX adds up the gradient of x over the mesh axes that do not divide it.
 BOTH_AXES = {name: EVEN[name] for name in ("batch", "batch and channels", "two spatial axes", "batch and space")}
 
 
 def style(name):
     """Axis types, the placements, and how the norm is called."""
+    all_of_them = EVEN | UNEVEN | CHANNELS_FIRST | GROUPS | CUT | UNEVEN_GROUPS
     return {
-        "auto": ((AUTO, AUTO), EVEN | UNEVEN | CHANNELS_FIRST, call_on_the_whole),
-        # As for GPUs: XLA asks jaxnorm how to divide; on the CPU the kernel's place is taken by the plain form.
-        "auto, with the rule of the kernel": ((AUTO, AUTO), EVEN | UNEVEN | CHANNELS_FIRST, call_on_the_whole),
-        "explicit": ((EXPLICIT, EXPLICIT), EVEN | CHANNELS_FIRST, call_on_the_whole),
-        "explicit data, auto space": ((EXPLICIT, AUTO), EVEN, call_on_the_whole),
-        "shard_map": ((AUTO, AUTO), EVEN | CHANNELS_FIRST, functools.partial(call_in_shard_map, check_vma=True)),
+        "auto": ((AUTO, AUTO), all_of_them, call_on_the_whole),
+        # XLA asks jaxnorm how to divide, as it does for GPUs.
+        "auto, with the rule for GPUs": ((AUTO, AUTO), all_of_them, call_on_the_whole),
+        "explicit": ((EXPLICIT, EXPLICIT), EVEN | CHANNELS_FIRST | GROUPS | CUT, call_on_the_whole),
+        "explicit data, auto space": ((EXPLICIT, AUTO), EVEN | GROUPS | CUT, call_on_the_whole),
+        "shard_map": (
+            (AUTO, AUTO),
+            EVEN | CHANNELS_FIRST | GROUPS,
+            functools.partial(call_in_shard_map, check_vma=True),
+        ),
         "shard_map, check_vma=False": ((AUTO, AUTO), BOTH_AXES, functools.partial(call_in_shard_map, check_vma=False)),
         "shard_map over data alone": ((AUTO, AUTO), EVEN, functools.partial(call_in_shard_map, manual={"data"})),
     }[name]
@@ -92,7 +114,7 @@ def call_in_shard_map(norm, mesh, spec, axes, *, check_vma=True, manual=None):
     )
 
 
-def report(shape, spec, channel, types, caller):
+def report(shape, spec, group_size, channel, types, caller):
     """Errors in units of their tolerance, the shards of the results, and what travels between devices."""
     mesh = jax.make_mesh((2, 4), ("data", "space"), axis_types=types)
     sharding = NamedSharding(mesh, spec)
@@ -101,6 +123,8 @@ def report(shape, spec, channel, types, caller):
 
     def norm(x, gamma, beta, residual, **options):
         options |= {"channel_axis": channel, "activation": jax.nn.silu}
+        if group_size > 1:
+            return jaxnorm.group_norm(x, gamma, beta, residual=residual, group_size=group_size, **options)
         return jaxnorm.instance_norm(x, gamma, beta, residual=residual, **options)
 
     def affine(x, gamma, beta, residual):
@@ -131,7 +155,7 @@ def report(shape, spec, channel, types, caller):
     names = ("y", "x", "residual") if is_even else ()
     return {
         "per_instance_bytes": 4 * shape[0] * shape[channel],
-        "errors": errors(got, shape, channel, x, gamma, beta, residual, dy),
+        "errors": errors(got, shape, channel, group_size, x, gamma, beta, residual, dy),
         "stays": all(got[name].sharding.is_equivalent_to(sharding, len(shape)) for name in names),
         "sent": collectives(sending.as_text()),
         # XLA sends parts of an unevenly divided array without a norm too.
@@ -143,14 +167,14 @@ def spread(value, rank, channel):
     return jnp.expand_dims(value, tuple(axis for axis in range(rank) if axis != channel))
 
 
-def errors(got, shape, channel, x, gamma, beta, residual, dy):
+def errors(got, shape, channel, group_size, x, gamma, beta, residual, dy):
     """Largest error of each result, divided by its tolerance."""
     given = {"gamma": gamma, "beta": beta, "residual": residual}
-    options = {"channel_axes": (channel,), "activation": "silu"}
+    options = {"channel_axes": (channel,), "group_size": group_size, "activation": "silu"}
     y, magnitude = oracle.instance_norm(x, **given, **options)
     want = oracle.gradients(dy, x, **given, **options)
-    positions = int(np.prod(shape)) // (shape[0] * shape[channel])
-    mean, var = oracle.moments(x, (channel,))
+    positions = int(np.prod(shape)) // (shape[0] * shape[channel]) * group_size
+    mean, var = oracle.moments(x, (channel,), group_size=group_size)
     rstd = 1 / np.sqrt(var + 1e-5)
     xhat = np.abs(x - mean) * rstd
     # |silu'| < 1.1, |silu''| < 0.5 and gamma < 2
@@ -186,16 +210,22 @@ def parts_of(mesh, spec):
     return [math.prod(mesh.shape[name] for name in ((e,) if isinstance(e, str) else e or ())) for e in spec]
 
 
+def divide_as_on_gpus():
+    """XLA asks jaxnorm how to divide a pass, as it does for GPUs. In a process of its own: it stays."""
+    for one_pass in (dispatch.FORWARD, dispatch.BACKWARD):
+        mlir.register_lowering(one_pass.primitive, dispatch._lowering(one_pass, "cuda"), platform="cpu")
+
+
 def main(name):
     # Not when imported: pytest imports this file to look for doctests, and the number of devices is one per process.
     jax.config.update("jax_num_cpu_devices", 8)
-    if "kernel" in name:
-        functional.target = lambda x: DEVICES["H100"]
-        as_if_proven.assume()
+    if "GPUs" in name:
+        divide_as_on_gpus()
     types, placements, caller = style(name)
-    for placement, (shape, spec) in placements.items():
-        channel = 1 if placement in CHANNELS_FIRST else len(shape) - 1
-        print(json.dumps({"placement": placement} | report(shape, spec, channel, types, caller)))
+    for placement, (shape, spec, *group_size) in placements.items():
+        channel = 1 if "channels-first" in placement else len(shape) - 1
+        found = report(shape, spec, *(group_size or [1]), channel, types, caller)
+        print(json.dumps({"placement": placement} | found))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What instance norm is, twice: in float64 NumPy, and its JAX twin to be transformed. Shares no code with jaxnorm.
+"""What instance norm and group norm are, twice: in float64 NumPy, and its JAX twin to be transformed.
+
+Shares no code with jaxnorm.
 
 NumPy compiles nothing, which is most of the time that a test of a small array takes; test_oracle.py has its gradients
 against those that JAX forms of the twin.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,23 +62,45 @@ def spread(value, shape: tuple[int, ...], channel_axes: tuple[int, ...]):
     return value.reshape([next(sizes) if axis in kept else 1 for axis in range(len(shape))])
 
 
-def moments(x, channel_axes=(1,), where=None):
+def grouped(sums, channel_axes: tuple[int, ...], group_size: int):
+    """Sums per channel, at the rank of x, added up over the channels of each group, which all have the result."""
+    if group_size == 1:
+        return sums
+    axis = channel_axes[0] % sums.ndim
+    shape = sums.shape
+    parts = sums.reshape(*shape[:axis], shape[axis] // group_size, group_size, *shape[axis + 1 :])
+    return (parts.sum(axis + 1, keepdims=True) + 0 * parts).reshape(shape)
+
+
+def moments(x, channel_axes=(1,), where=None, group_size=1):
     """Mean and biased variance in float64, kept at the rank of x."""
     x = np.asarray(x, np.float64)
     axes = spatial_axes(x.ndim, channel_axes)
     mask = np.broadcast_to(True if where is None else where, x.shape)
-    count = mask.sum(axes, keepdims=True)
+
+    def total(terms):
+        return grouped(terms.sum(axes, keepdims=True), channel_axes, group_size)
+
     with np.errstate(invalid="ignore"):
-        mean = np.where(mask, x, 0).sum(axes, keepdims=True) / count
-        var = (np.where(mask, x - mean, 0) ** 2).sum(axes, keepdims=True) / count
+        mean = total(np.where(mask, x, 0)) / total(mask.astype(np.int64))
+        var = total(np.where(mask, x - mean, 0) ** 2) / total(mask.astype(np.int64))
     return mean, var
 
 
 def instance_norm(
-    x, gamma=None, beta=None, eps=1e-5, *, channel_axes=(1,), residual=None, activation="none", where=None
+    x,
+    gamma=None,
+    beta=None,
+    eps=1e-5,
+    *,
+    channel_axes=(1,),
+    group_size=1,
+    residual=None,
+    activation="none",
+    where=None,
 ):
     """The result in float64, and the largest magnitude that was rounded on the way to it."""
-    mean, var = moments(x, channel_axes, where)
+    mean, var = moments(x, channel_axes, where, group_size)
     z = (np.asarray(x, np.float64) - mean) / np.sqrt(var + eps)
     magnitude = np.abs(z)
     if gamma is not None:
@@ -92,11 +115,15 @@ def instance_norm(
     return ACTIVATIONS[activation].numpy(z), float(magnitude.max(initial=0.0))
 
 
-def twin(x, gamma=None, beta=None, eps=1e-5, *, channel_axes=(1,), residual=None, activation="none"):
+def twin(x, gamma=None, beta=None, eps=1e-5, *, channel_axes=(1,), group_size=1, residual=None, activation="none"):
     """The same in JAX, for JAX to differentiate in float64."""
-    axes = spatial_axes(x.ndim, channel_axes)
-    mean = jnp.mean(x, axes, keepdims=True)
-    z = (x - mean) / jnp.sqrt(jnp.mean((x - mean) ** 2, axes, keepdims=True) + eps)
+
+    def average(terms):
+        sums = jnp.sum(terms, spatial_axes(x.ndim, channel_axes), keepdims=True)
+        return grouped(sums, channel_axes, group_size) / (x.size / sums.size * group_size)
+
+    mean = average(x)
+    z = (x - mean) / jnp.sqrt(average((x - mean) ** 2) + eps)
     if gamma is not None:
         z = z * spread(gamma, x.shape, channel_axes)
     if beta is not None:
@@ -107,16 +134,22 @@ def twin(x, gamma=None, beta=None, eps=1e-5, *, channel_axes=(1,), residual=None
     return z if function is None else function(z)
 
 
-def gradients(dy, x, gamma=None, beta=None, residual=None, eps=1e-5, *, channel_axes=(1,), activation="none"):
+def gradients(
+    dy, x, gamma=None, beta=None, residual=None, eps=1e-5, *, channel_axes=(1,), group_size=1, activation="none"
+):
     """float64 gradients of <dy, instance_norm(...)>: a dict with those of the arguments that are there."""
     x, dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
-    z, _ = instance_norm(x, gamma, beta, eps, channel_axes=channel_axes, residual=residual)
+    z, _ = instance_norm(x, gamma, beta, eps, channel_axes=channel_axes, group_size=group_size, residual=residual)
     dz = dy * ACTIVATIONS[activation].slope(z)
-    mean, var = moments(x, channel_axes)
+    mean, var = moments(x, channel_axes, group_size=group_size)
     rstd = 1 / np.sqrt(var + eps)
     xhat = (x - mean) * rstd
     dxhat = dz if gamma is None else dz * spread(np.asarray(gamma, np.float64), x.shape, channel_axes)
-    average = functools.partial(np.mean, axis=spatial_axes(x.ndim, channel_axes), keepdims=True)
+
+    def average(terms):
+        means = terms.mean(spatial_axes(x.ndim, channel_axes), keepdims=True)
+        return grouped(means, channel_axes, group_size) / group_size
+
     grads = {"x": rstd * (dxhat - average(dxhat) - xhat * average(dxhat * xhat))}
     if gamma is not None:
         grads["gamma"] = _gathered(dz * xhat, gamma, channel_axes)

@@ -17,12 +17,11 @@ import tempfile
 import jax
 import jax.numpy as jnp
 from activations import ACTIVATIONS
-from aot import Compiler
 
+from benchmarks.aot import Compiler
 from jaxnorm import pallas_kernel
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.gpu.tile import find_tile
-from jaxnorm.xla import Statistics
 
 
 def passes(view, dtype, activation, device):
@@ -39,7 +38,7 @@ def passes(view, dtype, activation, device):
         return pallas_kernel.backward(x, statistics, gamma, beta, None, dy, activation=activation, tile=second)
 
     yield "forward", first, forward, (x, value, value)
-    yield "backward", second, backward, (x, Statistics(value, value, value), value, value, x)
+    yield "backward", second, backward, (x, pallas_kernel.Moments(value, value, value, value), value, value, x)
 
 
 def ptx(compiler, function, arguments):

@@ -30,7 +30,9 @@ def test_explain_returns_text_to_be_read(capsys):
     assert (explanation.forward.bytes_moved, explanation.backward.bytes_moved) == (3 * size, 5 * size)
     text = repr(explanation)
     assert text == str(explanation)
-    assert text.startswith("device: H100, compute capability 9.0, 132 SMs\nforward: pallas, moves 48.0 MiB\n")
+    assert text.startswith(
+        "device: H100, compute capability 9.0, 132 SMs\nactivation: fused\nforward: pallas, moves 48.0 MiB\n"
+    )
     parts = explanation.forward.tile.blocks_per_instance
     assert (f"clusters of {parts}" if parts > 1 else "no clusters") in text
 
@@ -53,8 +55,8 @@ def test_explain_says_once_that_the_kernel_is_unproven():
 
 def test_explain_of_an_instance_that_no_gpu_holds():
     text = str(jaxnorm.explain(jax.ShapeDtypeStruct((1, 4096, 4096, 8), "float32"), **BY_NAME))
-    assert "forward: pallas\n  raises: needs 512 MiB of shared memory" in text
-    assert ": the GPU has 29 MiB in all" in text
+    assert "forward: pallas\n  raises: " in text
+    assert re.search(r"needs 51\d\.\d MiB of shared memory: the GPU has 29\.3 MiB in all", text)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """A pass is one primitive until it is lowered; what computes it is chosen then."""
 
+import functools
 import math
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,11 @@ from jax import export
 
 import jaxnorm
 from jaxnorm import platforms
+from jaxnorm.call import Call, Operands
+from jaxnorm.dispatch import BACKWARD, FORWARD
+from jaxnorm.gpu import devices
+from jaxnorm.gpu.devices import DEVICES, Device, KernelKind
+from jaxnorm.gpu.tile import NoTile, Tile
 
 SHAPE = (4, 6, 5, 3)
 
@@ -39,15 +46,14 @@ def used(monkeypatch):
 
 
 def test_one_platform_is_traced_when_it_is_lowered(used):
-    # A new function, which JAX has not lowered before.
-    program = jax.jit(lambda x: step(x)).trace(jnp.ones(SHAPE))
+    program = jax.jit(functools.partial(step)).trace(jnp.ones(SHAPE))
     assert used == []
     program.lower(lowering_platforms=("cuda",))
     assert set(used) == {"Gpu"}
 
 
 def test_an_export_has_every_platform(used):
-    exported = export.export(jax.jit(lambda x: step(x)), platforms=("cpu", "cuda", "tpu"))(jnp.ones(SHAPE))
+    exported = export.export(jax.jit(functools.partial(step)), platforms=("cpu", "cuda", "tpu"))(jnp.ones(SHAPE))
     assert set(used) == {"Cpu", "Gpu", "Generic"}
     x = jax.random.normal(jax.random.key(0), SHAPE)
     again = export.deserialize(exported.serialize())
@@ -56,7 +62,7 @@ def test_an_export_has_every_platform(used):
 
 def test_symbolic_sizes_are_computed_on_the_array_itself(used):
     shape = export.symbolic_shape("n, h, w, 3")
-    exported = export.export(jax.jit(lambda x: step(x)))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    exported = export.export(jax.jit(functools.partial(step)))(jax.ShapeDtypeStruct(shape, jnp.float32))
     assert set(used) == {"Divided", "Generic"}  # Divided inherits its sums
     x = jax.random.normal(jax.random.key(0), SHAPE)
     np.testing.assert_allclose(exported.call(x), step(x), rtol=1e-5, atol=1e-6)
@@ -135,6 +141,128 @@ def test_on_a_cpu_none_takes_xla_and_pallas_says_why_not():
 def test_what_the_kernel_does_not_compute_on_any_gpu(options, reason):
     with pytest.raises(ValueError, match=reason):
         jaxnorm.instance_norm(jnp.ones(SHAPE), channel_axis=-1, implementation="pallas", **options)
+
+
+# The kernel's tile, or why it has none.
+
+VIEW = (8, 4096, 256)
+
+
+def tiles(view=VIEW, dtype="float32", *, device="H100", residual=False, **options):
+    """Of both passes, for a channels-last array of that view."""
+    call = Call((2,), 1e-5, **{"implementation": "pallas"} | options)
+    x = jax.ShapeDtypeStruct(view, dtype)
+    per_instance = jax.ShapeDtypeStruct((view[0], view[2]), jnp.float32)
+    operands = Operands(x, per_instance, per_instance, x if residual else None)
+    return tuple(each.tile(call, operands, DEVICES.get(device, device)) for each in (FORWARD, BACKWARD))
+
+
+def test_the_kernel_where_it_has_a_tile():
+    assert all(isinstance(tile, Tile) for tile in tiles())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": None}, "no CUDA GPU"),
+        ({"device": Device((7, 5), 40, 64 * 1024)}, "8.0 (Ampere) or newer: this is 7.5"),
+        ({"dtype": "float64"}, "8 bytes"),
+        ({"view": (8, 4096, 3)}, "multiples of 16 bytes"),
+        ({"activation": jax.scipy.special.gammaln}, "lgamma"),
+        ({"axis_name": "space"}, "on one device whole"),
+    ],
+    ids=["no GPU", "old GPU", "float64", "channels", "activation", "axis_name"],
+)
+def test_else_the_reason(changes, reason):
+    for tile in tiles(**changes):
+        assert isinstance(tile, NoTile)
+        assert reason in tile.reason
+
+
+@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("view", [VIEW, (1, 512 * 512, 64)], ids=str)
+def test_none_takes_only_what_is_proven(name, view, monkeypatch):
+    """The kinds of the passes, one proven at a time: that one is taken, on that kind of GPU alone."""
+    device, named = DEVICES[name], tiles(view, device=name)
+    if any(isinstance(tile, NoTile) for tile in named):
+        pytest.skip(f"does not fit: {named}")
+
+    def taken(*kinds):
+        monkeypatch.setattr(devices, "PROVEN", dict.fromkeys(kinds, "a report"))
+        return tiles(view, device=name, implementation=None)
+
+    nothing = (devices.NOT_PROVEN, devices.NOT_PROVEN)
+    assert taken() == nothing
+    for copies, kind in {(tile.copies, tile.synchronization) for tile in named}:
+        assert taken(KernelKind((9, 9), copies, kind)) == nothing
+        assert taken(KernelKind(device.compute_capability, copies, kind)) == tuple(
+            tile if (tile.copies, tile.synchronization) == (copies, kind) else devices.NOT_PROVEN for tile in named
+        )
+
+
+def test_explain_and_the_call_know_what_is_proven(monkeypatch):
+    x = jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.float32)
+
+    def passes():
+        explanation = jaxnorm.explain(x, channel_axis=-1, device="H100")
+        return [found.implementation for found in (explanation.forward, explanation.backward)]
+
+    monkeypatch.setattr(devices, "PROVEN", {})
+    assert passes() == ["xla"] * 2
+    kinds = {KernelKind((9, 0), tile.copies, tile.synchronization): "a report" for tile in tiles()}
+    monkeypatch.setattr(devices, "PROVEN", kinds)
+    assert passes() == ["pallas"] * 2
+
+
+def test_a_residual_is_resident_only_where_it_is_needed():
+    """Without an activation, the gradients do not depend on the residual."""
+
+    def arrays(activation):
+        explanation = jaxnorm.explain(
+            jax.ShapeDtypeStruct((8, 64, 64, 256), jnp.float32),
+            channel_axis=-1,
+            residual=True,
+            activation=activation,
+            implementation="pallas",
+            device="H100",
+        )
+        return explanation.backward.tile.arrays
+
+    assert (arrays(None), arrays(jax.nn.relu)) == (2, 3)
+
+
+def test_what_is_not_proven_traces_no_activation(monkeypatch):
+    monkeypatch.setattr(devices, "PROVEN", {})
+
+    def never(z):
+        raise AssertionError("traced")
+
+    assert tiles(activation=never, implementation=None) == (devices.NOT_PROVEN, devices.NOT_PROVEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("H100", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 5090", "RTX 5090"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA L40S", "L40S"),
+        ("AMD Instinct MI300X", None),
+    ],
+)
+def test_devices_by_name(name, known):
+    assert devices.named(name) == DEVICES.get(known)
+
+
+def test_facts_of_a_device():
+    h100 = types.SimpleNamespace(
+        platform="gpu", compute_capability="9.0", core_count=132, device_kind="NVIDIA H100 80GB HBM3"
+    )
+    assert devices.facts(h100) == DEVICES["H100"]
+    assert devices.facts(types.SimpleNamespace(platform="gpu", compute_capability="gfx942", core_count=304)) is None
+    assert devices.facts(types.SimpleNamespace(platform="cpu")) is None
 
 
 def test_importing_jaxnorm_does_not_import_mosaic(run_python):

@@ -320,7 +320,7 @@ def test_without_its_barrier_the_exchange_races(monkeypatch):
 
     @jax.jit
     def without_barrier(x, gamma, beta):
-        return pallas_kernel.forward(x, gamma, beta, (), None, eps=1e-5, activation=None, tile=tile)
+        return pallas_kernel.forward(x, gamma, beta, None, eps=1e-5, activation=None, tile=tile)
 
     # JAX before 0.12 notes the race, and raises nothing.
     with pytest.raises((jax.errors.JaxRuntimeError, AssertionError), match=r"RACE DETECTED|races_found"):

@@ -5,7 +5,6 @@ Flax is told to compute the two-pass variance, the one that is right.
 """
 
 import functools
-import itertools
 import re
 
 import jax
@@ -15,7 +14,17 @@ import oracle
 import pytest
 import tolerance
 from flax import nnx
-from layers import NNX, Linen, assert_close_trees, assert_is_the_formula, normal, result_and_gradients
+from layers import (
+    NNX,
+    Linen,
+    assert_close_trees,
+    assert_is_the_formula,
+    assert_same_as_flax,
+    assert_same_dtypes,
+    flax_s,
+    normal,
+    result_and_gradients,
+)
 
 import jaxnorm
 
@@ -31,23 +40,7 @@ def raises(exception, *parts):
     return pytest.raises(exception, match="(?s)" + ".*".join(map(re.escape, parts)))
 
 
-def flax_s(kind, shape, **options):
-    return kind(shape, flax=True, use_fast_variance=False, **options)
-
-
 # The same layer as Flax's
-
-
-def assert_same_as_flax(kind, shape, positions, options, **inputs):
-    """The same results and gradients by x and the parameters, which are the same."""
-    x = normal(*shape, dtype="float64")
-    # Flax's NNX layer takes masks of bool alone.
-    theirs = {name: value.astype(bool) for name, value in inputs.items()}
-    results = []
-    for layer, given in ((kind(shape, **options), inputs), (flax_s(kind, shape, **options), theirs)):
-        function, parameters = layer.functional()
-        results.append(result_and_gradients(functools.partial(function, **given), parameters, x))
-    assert_close_trees(*results, x.size, positions)
 
 
 @x64
@@ -112,25 +105,14 @@ def test_same_results_with_a_mask(kind, shape, dtype):
 @pytest.mark.parametrize("dtype", [None, *HALF_AND_SINGLE])
 @pytest.mark.parametrize("x_dtype", [*HALF_AND_SINGLE, "bool", "uint8", "int16", "int32"])
 def test_same_output_dtype(kind, x_dtype, dtype):
-    assert_same_dtypes(kind, x_dtype, dtype, HALF_AND_SINGLE)
+    assert_same_dtypes(kind, SHAPE, x_dtype, dtype, HALF_AND_SINGLE)
 
 
 @x64
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("x_dtype", ["bfloat16", "float32", "float64", "int64"])
 def test_same_output_dtype_with_64_bits(kind, x_dtype, dtype):
-    assert_same_dtypes(kind, x_dtype, dtype, ["bfloat16", "float32", "float64"])
-
-
-def assert_same_dtypes(kind, x_dtype, dtype, param_dtypes):
-    x = jax.ShapeDtypeStruct(SHAPE, x_dtype)
-    for param_dtype, use_scale, use_bias in itertools.product(param_dtypes, [False, True], [False, True]):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "use_scale": use_scale, "use_bias": use_bias}
-        results = []
-        for flax in (False, True):
-            make = functools.partial(kind, SHAPE, flax=flax, **options)
-            results.append(jax.eval_shape(lambda x, make=make: make()(x), x))
-        assert (results[0].shape, results[0].dtype) == (results[1].shape, results[1].dtype), options
+    assert_same_dtypes(kind, SHAPE, x_dtype, dtype, ["bfloat16", "float32", "float64"])
 
 
 # Numbers in every dtype

@@ -29,11 +29,11 @@ def reports(style):
 @pytest.mark.parametrize(
     ("style", "placements"),
     [
-        ("auto", 17),
-        ("auto, with the rule of the kernel", 17),
-        ("explicit", 12),
-        ("explicit data, auto space", 10),
-        ("shard_map", 12),
+        ("auto", 27),
+        ("auto, with the rule for GPUs", 27),
+        ("explicit", 19),
+        ("explicit data, auto space", 17),
+        ("shard_map", 14),
         ("shard_map, check_vma=False", 4),
         ("shard_map over data alone", 10),
     ],
@@ -46,7 +46,9 @@ def test_every_placement(style, placements):
         assert max(report["errors"].values()) <= 1, (name, report["errors"])
         assert report["stays"], name
         sent = [(kind, size) for kind, size in report["sent"] if [kind, size] not in report["sent_without_a_norm"]]
-        assert {kind for kind, _ in sent} <= {"all-reduce"}, (name, sent)
+        # Groups of which each device has a part are merged from the gathered numbers of their channels.
+        gathers = {"all-gather"} if "groups" in name or "group," in name else set()
+        assert {kind for kind, _ in sent} <= {"all-reduce"} | gathers, (name, sent)
         # At most six values per instance at once, which XLA combines where two mesh axes divide an instance; the sums
         # that stand for the results of an uneven call besides.
         assert all(size <= 6 * report["per_instance_bytes"] + 64 for _, size in sent), (name, sent)
@@ -59,9 +61,8 @@ import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 from benchmarks.hlo import collectives
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import as_if_proven, jaxnorm
-from jaxnorm import functional
-from jaxnorm.gpu.devices import DEVICES
+import jaxnorm
+from mesh_report import divide_as_on_gpus
 
 norm = functools.partial(jaxnorm.instance_norm, channel_axis=-1, activation=jax.nn.silu)
 energy = lambda norm: lambda *given: jnp.sum(jnp.sin(norm(*given)))
@@ -73,9 +74,7 @@ transformations = {
 }
 want = {name: jax.jit(transform(norm))(x, gamma) for name, transform in transformations.items()}
 
-# XLA asks jaxnorm how to divide, as for GPUs; on the CPU the kernel's place is taken by the plain form.
-functional.target = lambda x: DEVICES["H100"]
-as_if_proven.assume()
+divide_as_on_gpus()
 mesh = jax.make_mesh((2, 4), ("styles", "space"), axis_types=(AxisType.Auto,) * 2)
 place = lambda value, *spec: jax.device_put(value, NamedSharding(mesh, P(*spec)))
 xs, gammas = place(x, "styles", None, "space"), place(gamma, "styles")
@@ -89,6 +88,43 @@ for name, transform in transformations.items():
         assert sent and all(kind == "all-reduce" and size <= 4 * 2 * 2 * 8 * 4 for kind, size in sent), (name, sent)
 print("done")
 """
+
+
+CUT_GROUPS = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jaxnorm, tolerance
+
+norm = functools.partial(jaxnorm.group_norm, group_size=4, channel_axis=-1, activation=jax.nn.silu)
+energy = lambda *given: jnp.sum(jnp.sin(norm(*given)))
+transformations = {
+    "Hessian-vector product": lambda *given: jax.jvp(jax.grad(energy, (0, 1)), given, given)[1],
+    "gradient penalty": jax.grad(lambda *given: sum(jnp.sum(jnp.sin(g)) for g in jax.grad(energy, (0, 1))(*given)), 0),
+    "vmap": lambda x, gamma: jax.vmap(norm)(jnp.stack([x, -x]), jnp.stack([gamma, gamma])),
+    "vmap of what is not mapped": lambda x, gamma: jax.vmap(norm, (None, 0))(x, jnp.stack([gamma, -gamma])),
+}
+x, gamma = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((2, 5, 6, 8), (2, 8))))
+bound = 300 * tolerance.arithmetic("float32", 120)
+for name, transformed in transformations.items():
+    want = jax.tree.leaves(jax.jit(transformed)(x, gamma))
+    for kinds in ((AxisType.Auto,) * 2, (AxisType.Explicit,) * 2):
+        mesh = jax.make_mesh((2, 4), ("data", "channels"), axis_types=kinds)
+        with jax.set_mesh(mesh):
+            divided = jax.device_put(x, NamedSharding(mesh, P("data", None, None, "channels")))
+            got = jax.tree.leaves(jax.jit(transformed)(divided, jax.device_put(gamma, NamedSharding(mesh, P()))))
+        for value, wanted in zip(got, want, strict=True):
+            np.testing.assert_allclose(value, wanted, rtol=0, atol=bound * float(jnp.abs(wanted).max()))
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_groups_that_are_cut_under_transformations(run_python, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    assert run_python(CUT_GROUPS).strip() == "done"
 
 
 @pytest.mark.slow

@@ -17,16 +17,18 @@ FORMS = [
 ]
 
 
-CASES = [*((FORMS[0], name) for name in oracle.ACTIVATIONS), *((form, "silu") for form in FORMS[1:])]
+CASES = [*((FORMS[0], name, 1) for name in oracle.ACTIVATIONS), *((form, "silu", 1) for form in FORMS[1:])]
+CASES += [(((2, 6, 4, 5), (1,), (6,), (2, 6)), "silu", 3), (((3, 4), (-1,), (4,), None), "tanh", 2)]
 
 
-@pytest.mark.parametrize(("form", "activation"), CASES)
-def test_gradients_are_those_of_the_twin(form, activation):
+@pytest.mark.parametrize(("form", "activation", "group_size"), CASES)
+def test_gradients_are_those_of_the_twin(form, activation, group_size):
     shape, axes, gamma, beta = form
     rng = np.random.default_rng(0)
     shapes = {"x": shape, "gamma": gamma, "beta": beta, "residual": None if gamma is None else shape}
     given = {name: 1 + 2 * rng.standard_normal(shape) for name, shape in shapes.items() if shape is not None}
     dy, options = rng.standard_normal(shape), {"eps": 1e-2, "channel_axes": axes, "activation": activation}
+    options["group_size"] = group_size
 
     @jax.jit
     def differentiated(given):

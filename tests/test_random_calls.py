@@ -38,6 +38,7 @@ class Drawn:
     eps: float
     dtype: str
     positions: int
+    group_size: int | None
 
     def of(self, norm: Callable[..., Any]) -> Callable[..., Any]:
         """arrays -> y."""
@@ -49,19 +50,28 @@ class Drawn:
             if self.activation in LEARNED:
                 activation = lambda z: LEARNED[self.activation](z, slope)  # noqa: E731
             moments = (given.pop("mean"), given.pop("var")) if "mean" in given else None
-            options = {"where": given.pop("where", None), "moments": moments}
+            options = {"where": given.pop("where", None)}
+            options |= {"moments": moments} if self.group_size is None else {"group_size": self.group_size}
             return norm(**given, eps=self.eps, channel_axis=self.channel_axis, activation=activation, **options)
 
         return call
 
 
-def twin(x, gamma=None, beta=None, *, eps, channel_axis, activation, residual=None, where=None, moments=None):
+def twin(
+    x, gamma=None, beta=None, *, eps, channel_axis, activation, group_size=1, residual=None, where=None, moments=None
+):
     """The formula, for JAX to differentiate in float64; independent of jaxnorm."""
     axes = oracle.spatial_axes(x.ndim, (channel_axis,))
+
+    def average(terms, counts):
+        sums, number = (jnp.sum(jnp.where(counts, v, 0), axes, keepdims=True) for v in (terms, jnp.ones_like(x)))
+        return oracle.grouped(sums, (channel_axis,), group_size) / oracle.grouped(number, (channel_axis,), group_size)
+
     spread = functools.partial(oracle.spread, shape=x.shape, channel_axes=(channel_axis,))
     if moments is None:
-        mean = jnp.mean(x, axes, keepdims=True, where=where)
-        var = jnp.mean((x - mean) ** 2, axes, keepdims=True, where=where)
+        counts = jnp.ones(x.shape, bool) if where is None else where
+        mean = average(x, counts)
+        var = average((x - mean) ** 2, counts)
     else:
         mean, var = map(spread, moments)
     z = (x - mean) / jnp.sqrt(var + eps)
@@ -71,10 +81,12 @@ def twin(x, gamma=None, beta=None, *, eps, channel_axis, activation, residual=No
     return z if activation is None else activation(z)
 
 
-def draw(seed: int) -> Drawn:
+def draw(seed: int, has_groups: bool) -> Drawn:
     rng = np.random.default_rng(seed)
     dtype = str(rng.choice(["float32", "float32", "bfloat16", "float16"]))
     batch, channels = int(rng.integers(1, 4)), int(rng.choice([1, 2, 3, 5, 8, 16, 33]))
+    group_size = int(rng.choice([1, 2, 3, 8])) if has_groups else None
+    channels *= group_size or 1
     axes = int(rng.integers(1, 4))
     # The last axis has at least 8 positions.
     spatial = (*(int(n) for n in rng.integers(2, 9 - axes, axes - 1)), int(rng.integers(8, 40 // axes)))
@@ -92,7 +104,7 @@ def draw(seed: int) -> Drawn:
         arrays["beta"] = array(form())
     if some(0.4):
         arrays["residual"] = array(shape, dtype)
-    kind = str(rng.choice(["plain", "plain", "where", "where", "moments"]))
+    kind = str(rng.choice(["plain", "plain", "where", "where", "plain" if has_groups else "moments"]))
     if kind == "where":
         arrays["where"] = draw_mask(rng, shape, channel_axis)
     if kind == "moments":
@@ -101,8 +113,8 @@ def draw(seed: int) -> Drawn:
     activation = str(rng.choice([*PLAIN, *LEARNED]))
     if activation in LEARNED:
         arrays["slope"] = jnp.float32(rng.uniform(0.1, 0.9))
-    positions = int(np.prod(spatial))
-    return Drawn(arrays, channel_axis, activation, float(rng.choice([1e-5, 1e-3])), dtype, positions)
+    positions = int(np.prod(spatial)) * (group_size or 1)
+    return Drawn(arrays, channel_axis, activation, float(rng.choice([1e-5, 1e-3])), dtype, positions, group_size)
 
 
 def draw_mask(rng: np.random.Generator, shape: tuple[int, ...], channel_axis: int) -> Any:
@@ -193,9 +205,10 @@ WRAPPERS = {"": lambda call: call, "vmap": mapped, "checkpoint": checkpointed, "
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("norm", [jaxnorm.instance_norm, jaxnorm.group_norm], ids=["instance", "group"])
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed}")
-def test_a_call_by_chance(seed):
-    drawn, rng = draw(seed), np.random.default_rng((seed, 1))
+def test_a_call_by_chance(seed, norm):
+    drawn, rng = draw(seed, norm is jaxnorm.group_norm), np.random.default_rng((seed, 1))
     order, wrapper = str(rng.choice(list(ORDERS))), str(rng.choice(list(WRAPPERS)))
     transform, factor = ORDERS[order]
     if order != "y" and drawn.dtype != "float32":
@@ -207,7 +220,7 @@ def test_a_call_by_chance(seed):
         return transform(WRAPPERS[wrapper](drawn.of(norm)))
 
     with jax.numpy_dtype_promotion("standard"):
-        got = jax.jit(transformed(functools.partial(jaxnorm.instance_norm, implementation=name)))(drawn.arrays)
+        got = jax.jit(transformed(functools.partial(norm, implementation=name)))(drawn.arrays)
         with jax.enable_x64(True):
             exact = {n: v if n == "where" else jnp.asarray(v, jnp.float64) for n, v in drawn.arrays.items()}
             want = jax.jit(transformed(twin))(exact)

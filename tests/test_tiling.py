@@ -328,18 +328,18 @@ def test_ways(view, itemsize, arrays, device, how):
         ((6, 225, 1), 4, 1, "H100", "4 of 225 positions do, and 4 does not divide the 6 instances"),
         (
             *((64, 65025, 1), 4, 1, "H100"),
-            "a span of 4 instances of 65025 positions in an array needs 0.999 MiB of shared memory: a thread block has "
+            "a span of 4 instances of 65025 positions in an array needs 1.0 MiB of shared memory: a thread block has "
             "227 KiB",
         ),
         (
             *((2, 2097152, 32), 2, 2, "A100"),
-            "a slice of 2097152 positions and 16 channels in 2 arrays needs 129 MiB of shared memory: the GPU has "
+            "a slice of 2097152 positions and 16 channels in 2 arrays needs 128.6 MiB of shared memory: the GPU has "
             "17.2 MiB in all",
         ),
         ((1, 884736, 32), 2, 2, "H100", "needs 54.6 MiB of shared memory: the GPU has 29.3 MiB in all"),
-        ((1, 67_108_864, 1), 4, 1, "H100", "an instance of 67108864 positions in an array needs 257 MiB"),
+        ((1, 67_108_864, 1), 4, 1, "H100", "an instance of 67108864 positions in an array needs 256.7 MiB"),
         ((1, 70_000, 4), 4, 1, "H100", "has 35 boxes of 256 rows in each of 8 thread blocks: .* for 32"),
-        ((1, 200_000, 4), 4, 2, "A100", "needs 6.11 MiB of shared memory: a thread block has 163 KiB"),
+        ((1, 200_000, 4), 4, 2, "A100", "needs 6.1 MiB of shared memory: a thread block has 163 KiB"),
         ((2, 9, 32), 4, 1, "A100", "an instance of 9 positions is less than"),
         ((0, 4096, 64), 4, 1, "H100", "nothing to normalize"),
     ],

@@ -8,6 +8,9 @@ u is the rounding unit of the dtype of the statistics (float32, or float64 for f
     4           the few roundings of the affine, the residual add and the activation; derivatives of the activations
                 used here stay below 2
 
+A group has the positions of all its channels. Merging these rounds a variance four times more, without cancellation,
+for which the half of the 16 that does not reach 1/sqrt is enough.
+
 A result in a narrower dtype is rounded once more, to half a unit in its last place.
 """
 

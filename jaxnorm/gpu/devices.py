@@ -105,18 +105,6 @@ def interpreted() -> bool:
     return mode.value is not None
 
 
-def target(x: jax.Array) -> Device | None:
-    """The CUDA GPU that will compute with x, or None where it is another device or not known.
-
-    We look at the mesh of x, the device that x is on and JAX's default device, in this order. A mesh that is not
-    there, as for compiling ahead of time, only knows the product name of its devices.
-    """
-    abstract = jax.typeof(x).sharding.mesh.abstract_device
-    if abstract is not None:
-        return named(abstract.device_kind) if abstract.platform == "gpu" else None
-    return facts(current(x))
-
-
 def current(x: Any) -> Any:
     """The device of JAX that x is on; the default device for what is on none, such as a jax.ShapeDtypeStruct."""
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):

@@ -365,7 +365,7 @@ def _nothing_fits(view: View, itemsize: int, arrays: int, device: Device) -> str
 
 
 def _bytes(size: int) -> str:
-    return f"{size / 2**20:.3g} MiB" if size >= 2**19 else f"{size / 2**10:.3g} KiB"
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**19 else f"{size / 2**10:.0f} KiB"
 
 
 # The tile of each way to cut an instance, whether it fits or not. Tests and the selfcheck make them too.
