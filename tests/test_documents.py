@@ -223,3 +223,15 @@ def test_citation_and_changelog_name_the_version():
     released = re.search(r"^## \[([\d.]+)\] - ", changelog, flags=re.MULTILINE)[1]
     assert (f"Version {version}." in changelog) if version.endswith(".dev0") else version == released
     assert f"version: {released}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_layout_names_every_module():
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.py)`", page.partition("## Code layout")[2].partition("## How")[0]))
+    package = ROOT / "jaxnorm"
+    modules = {str(path.relative_to(package)) for folder in ("", "gpu") for path in (package / folder).glob("*.py")}
+    assert modules - named <= {"__init__.py", "gpu/__init__.py", "version.py"}
+    assert {name for name in named if (package / name).parent.is_dir()} - modules <= {
+        # Of selfcheck/, whose row names them without the folder.
+        *("command.py", "plan.py", "cases.py", "numbers.py", "races.py", "times.py")
+    }
