@@ -92,7 +92,7 @@ def resolve(activation: Activation | None, x: jax.Array, dtype: jax.typing.DType
     known = _known(activation)
     if known is not None:
         return Resolved(fused=known)
-    if not is_staged():
+    if not is_staged(x):
         return Resolved(after=activation, why_after="a function of yours is fused inside jax.jit only")
     return _resolve_by_trace(activation, x, dtype)
 
@@ -102,9 +102,12 @@ def is_known(activation: Activation) -> bool:
     return _known(activation) is not None
 
 
-def is_staged() -> bool:
-    """Whether jit, or another transformation that stages a program, is tracing: even a constant is a tracer then."""
-    return isinstance(lax.full((), 0.0), jax.core.Tracer)
+def is_staged(x: jax.Array) -> bool:
+    """Whether jit, or another transformation that stages a program, is tracing x.
+
+    Even a constant is a tracer then, unlike in a gradient that is computed at once.
+    """
+    return isinstance(x, jax.core.Tracer) and isinstance(lax.iota(jnp.int32, 1), jax.core.Tracer)
 
 
 def _known(activation: Activation) -> Activation | None:

@@ -26,7 +26,7 @@ from jaxnorm.sharding import vary_together, with_whole_groups
 def normalize(call: Call, arguments: Arguments) -> tuple[jax.Array, Statistics]:
     """jaxnorm.instance_norm by a fused implementation; and the statistics, as constants."""
     # Outside jit one program does all. Its cache keeps the call, which then has no function of the user's in it.
-    y, statistics = (_normalize if is_staged() else _compiled)(call, arguments)
+    y, statistics = (_normalize if is_staged(arguments.x) else _compiled)(call, arguments)
     return y, statistics
 
 

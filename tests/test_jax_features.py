@@ -10,6 +10,7 @@ import pytest
 import tolerance
 from checked_call import draw
 from jax import export
+from jax.experimental import checkify
 
 import jaxnorm
 
@@ -91,6 +92,38 @@ def test_debug_nans_finds_nothing_where_there_is_nothing(step, arguments):
         step(x, arguments[1])
         with pytest.raises(FloatingPointError, match="nan"):
             step(x.at[1, 1, 1, 1].set(jnp.nan), arguments[1])
+
+
+CONTEXTS = {
+    "debug_infs": lambda: jax.debug_infs(True),
+    "checking_leaks": jax.checking_leaks,
+    "transfer_guard": lambda: jax.transfer_guard("disallow"),
+    "numpy_rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "numpy_dtype_promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "enable_checks": lambda: jax.enable_checks(True),
+    "log_compiles": lambda: jax.log_compiles(True),
+}
+
+
+@pytest.mark.parametrize("is_jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_under_the_switches_of_jax(context, is_jitted, step, arguments):
+    want = step(*arguments)
+    if context == "transfer_guard" and not is_jitted:
+        # jax.grad itself transfers a one.
+        step = functools.partial(jaxnorm.instance_norm, activation=jax.nn.silu)
+        want = step(*arguments)
+    with CONTEXTS[context]():
+        got = (jax.jit(step) if is_jitted else step)(*arguments)
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_checkify_sees_a_nan_that_is_made_in_the_norm(wrap, step, arguments):
+    checked = wrap(checkify.checkify(step, errors=checkify.nan_checks))
+    assert checked(*arguments)[0].get() is None
+    error, _ = checked(arguments[0].at[1, 1, 1, 1].set(jnp.nan), arguments[1])
+    assert "nan generated" in error.get()
 
 
 @pytest.mark.parametrize("transformation", [jax.jacfwd, lambda f: lambda x: jax.linearize(f, x)[1](x)])

@@ -1,5 +1,6 @@
 """What the kernel needs to know of a GPU, which GPU a computation is for, and on which GPUs the kernel is proven."""
 
+import contextlib
 import dataclasses
 import re
 from typing import Any, NamedTuple
@@ -100,9 +101,12 @@ DEVICES = {
 
 def interpreted() -> bool:
     """Whether Pallas' interpreter emulates a GPU here, inside plgpu.force_gpu_interpret_mode."""
-    from jax._src.config import pallas_tpu_interpret_mode_context_manager as mode
+    with contextlib.suppress(ImportError):
+        from jax._src.config import pallas_tpu_interpret_mode_context_manager as mode
 
-    return mode.value is not None
+        return mode.value is not None
+    # Without that name the kernel cannot be interpreted, and all else works.
+    return False
 
 
 def current(x: Any) -> Any:
