@@ -172,10 +172,10 @@ def test_threads_that_hold_one_sum_agree():
         assert not found["fused_sums"], found
 
 
-# Forward and backward. With two around each store it would be 21 and 21, 36 and 33, 17 and 19.
+# Forward and backward. With two around each store they would be 21 and 21, about 36 and 33, and 17 and 19.
 BARRIERS = {
     "2x100x8:bfloat16:relu": ("plain", 7, 5),
-    "1x40000x16:float32:relu": ("plain", 19, 17),
+    "1x40000x16:float32:relu": ("plain", 20, 18),
     "8x77x1:float32:relu": ("span", 11, 9),
 }
 
