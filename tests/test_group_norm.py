@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm
 from jaxnorm import xla
+from jaxnorm.__main__ import main
 from jaxnorm.call import Operands
 from jaxnorm.layout import Layout
 from jaxnorm.platforms import Cpu, Divided, Generic, Gpu
@@ -441,3 +442,10 @@ def test_explain():
     assert found.backward.bytes_moved == instance.backward.bytes_moved
     with pytest.raises(ValueError, match="group_size must divide"):
         jaxnorm.explain(x, group_size=3, channel_axis=-1)
+
+
+def test_explain_on_the_command_line(capsys):
+    assert main(["explain", "8x64x64x256", "--channels-last", "--groups", "32", "--device", "H100"]) == 0
+    assert "no groups of channels" in capsys.readouterr().out
+    assert main(["explain", "8x64x64x256", "--channels-last", "--groups", "30"]) == 2
+    assert "num_groups must divide the 256 channels" in capsys.readouterr().err

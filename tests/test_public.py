@@ -21,6 +21,8 @@ moments: tuple[jax.Array, jax.Array] = jaxnorm.instance_moments(x, where=mask)
 y: jax.Array = jaxnorm.instance_norm(x, values, values, residual=x, activation=jax.nn.relu, where=mask)
 y = jaxnorm.instance_norm(jnp.asarray(x), moments[0], residual=y, moments=moments)
 y = jaxnorm.instance_norm(x, moments=(values, values))
+y = jaxnorm.group_norm(x, values, values, num_groups=3, residual=x, activation=jax.nn.silu, where=mask)
+groups = jaxnorm.GroupNorm(num_groups=3), jaxnorm.nnx.GroupNorm
 layer = jaxnorm.InstanceNorm(activation=jax.nn.relu)
 variables = layer.init(jax.random.key(0), x)
 explanation: report.Explanation = jaxnorm.explain(x, residual=x, activation=jnp.tanh, implementation="xla")
