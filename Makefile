@@ -31,13 +31,15 @@ test-x64: export JAX_ENABLE_X64 = 1
 test-x64: .venv/test ## random tests of every file with 64-bit numbers on; ARGS="--draw 20 --seed 1" draws others
 	$(PYTEST) --draw 2 --ignore tests/test_stylize.py $(ARGS)
 
-# JAX contains the next implementations of its derivative rules already.
+# JAX contains the next implementations of its derivative rules already. The kernel cannot evaluate their primitive, so
+# these are the files about plain XLA.
+NEXT := $(patsubst %,tests/test_%.py,activations derivatives edge_cases group_norm jax_features layers offsets platforms transformations)
 test-next: export JAX_CUSTOM_JVP3 = 1
 test-next: export JAX_CUSTOM_VJP3 = 1
 test-next: export JAX_REMAT3 = 1
 test-next: export XLA_FLAGS = --xla_force_host_platform_device_count=2
-test-next: .venv/test ## random tests of every file with JAX's next custom_jvp, custom_vjp and remat, and two CPU devices
-	$(PYTEST) --draw 2 -m 'not slow and not kernel' $(ARGS)
+test-next: .venv/test ## random tests with JAX's next custom_jvp, custom_vjp and remat, and two CPU devices
+	$(PYTEST) $(NEXT) --draw 8 -m 'not kernel' $(ARGS)
 
 test-oldest: .venv-oldest/test ## the suite on the oldest versions that pyproject.toml admits; ARGS="--draw 3" draws some of it
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) $(ARGS)

@@ -183,7 +183,7 @@ def test_the_activation_sees_float32_and_the_result_has_the_dtype_of_x(activatio
 @pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
 def test_the_shape_must_stay(implementation, wrap):
     call = wrap(lambda x: jaxnorm.instance_norm(x, activation=lambda z: z.mean(-1), implementation=implementation))
-    with pytest.raises(ValueError, match=r"shape of its input: got shape \(2, 3\) for an input of shape \(2, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"shape of its input, \(2, 3, 4\): got shape \(2, 3\)"):
         call(jnp.ones((2, 3, 4)))
 
 
