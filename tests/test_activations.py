@@ -198,7 +198,7 @@ def test_errors_of_the_activation_are_its_own():
 
 @pytest.mark.parametrize(
     ("activation", "words"),
-    [(3, "got 3"), ("relu", "got 'relu'"), (jnp.ones(3), "got an array: pass the function, not its result")],
+    [(3, "got int 3"), ("relu", "got str 'relu'"), (jnp.ones(3), "got an array: pass the function, not its result")],
 )
 def test_what_is_no_function_is_refused(activation, words):
     with pytest.raises(TypeError, match=words):
