@@ -29,11 +29,18 @@ Layer = Callable[[jax.Array], jax.Array]
 
 def layers(groups: int) -> dict[str, Layer]:
     """The norm and the activation, as users of each library write them."""
+
+    def flax(x: jax.Array, *, use_fast_variance: bool) -> jax.Array:
+        return nn.silu(nn.GroupNorm(groups, use_fast_variance=use_fast_variance)(x))
+
+    def fused(x: jax.Array) -> jax.Array:
+        return jaxnorm.GroupNorm(groups, activation=nn.silu)(x)
+
     return {
         NO_NORM: nn.silu,
-        BASELINE: lambda x: nn.silu(nn.GroupNorm(groups)(x)),
-        STABLE: lambda x: nn.silu(nn.GroupNorm(groups, use_fast_variance=False)(x)),
-        JAXNORM: lambda x: jaxnorm.GroupNorm(groups, activation=nn.silu)(x),  # noqa: PLW0108 - made where it is called
+        BASELINE: functools.partial(flax, use_fast_variance=True),
+        STABLE: functools.partial(flax, use_fast_variance=False),
+        JAXNORM: fused,
     }
 
 
