@@ -122,7 +122,12 @@ def drawn(shape=(2, 3, 5), seed=0):
     return tuple(jnp.asarray(rng.standard_normal(shape)) for _ in range(2))
 
 
-@pytest.mark.parametrize("function", sorted(FUNCTIONS, key=str), ids=lambda function: function.__name__)
+# In the same order in every process.
+@pytest.mark.parametrize(
+    "function",
+    sorted(FUNCTIONS, key=lambda function: (function.__name__, function.__module__)),
+    ids=lambda function: function.__name__,
+)
 def test_functions_of_jax_are_fused_everywhere(function, x64):
     x, dy = drawn()
     assert resolve(function, x, jnp.float64).fused is function
