@@ -20,6 +20,7 @@ gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked exhaustive too")
     parser.addoption("--draw", type=int, metavar="N", help="run N tests of every file, drawn by chance")
     parser.addoption("--seed", type=int, default=0, help="of the draw")
 
@@ -45,6 +46,10 @@ def pytest_report_header(config):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Long tests first, so that no worker ends with one; of all the draw, out of what markers and keywords selected."""
+    if not config.getoption("all"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     items.sort(key=time_limit, reverse=True)
     draw_some(config, items)
 
