@@ -2,7 +2,7 @@
 
 Instance norm was introduced for this (Ulyanov et al. 2016, https://arxiv.org/abs/1607.08022), because the result should
 not depend on the contrast of the content. The same network is trained with instance norm and with batch norm; the
-picture shows what they make of the content at three contrasts, and the loss curves.
+picture shows what they make of the content at three contrasts.
 
     python examples/stylize.py
     python examples/stylize.py --content photo.jpg --style painting.jpg --norm instance --steps 1000
@@ -54,8 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     results = {
         TITLES[norm]: [np.asarray(stylize(norm, trained[norm].variables, each)) for each in contents] for norm in norms
     }
-    losses = {TITLES[norm]: trained[norm].losses for norm in norms}
-    draw(arguments.out, style, {"content": contents} | results, CONTRASTS, losses)
+    draw(arguments.out, style, {"content": contents} | results, CONTRASTS)
     for norm in norms:
         last = trained[norm].losses[-max(1, round(FINAL * arguments.steps)) :]
         print(f"{TITLES[norm]:14s} final loss {np.mean(last):.4f}   {trained[norm].steps_per_second:.2f} steps/s")

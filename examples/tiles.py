@@ -18,16 +18,19 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from mosaic import stained_glass
+from matplotlib.patches import Rectangle
 from networks import Generator, make_noise
 from perception import make_bank
-from pictures import Page, as_array, open_picture, sample_content
+from pictures import GAP, TITLE, Page, as_array, open_picture, sample_content
 from rich.progress import Progress
+from strokes import brushwork
 from training import content_target, train
 
 SIZE = 128
 # Farther than a pixel of the generator sees, which is 46 to each side; a multiple of 4, since it halves twice.
 MARGIN = 48
+# Height and width of what is enlarged, in pixels: as wide for its height as the content is.
+ZOOMED = (56, 84)
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
         )
 
     content = as_array(open_picture(arguments.content) if arguments.content else sample_content(), 224)
-    style = as_array(stained_glass(), SIZE)
+    style = as_array(brushwork(), SIZE)
     bank, target = make_bank(jax.random.key(7), style), content_target(content, style)
     with Progress() as progress:
         task = progress.add_task("training", total=arguments.steps)
@@ -52,7 +55,7 @@ def main() -> None:
         params = train("instance", content, target, bank, **options).variables
 
     results = compare(params, content, arguments.tile)
-    whole = results["the whole at once"]
+    whole = results["at once"]
     for name, picture in results.items():
         print(f"{name:36s} largest difference from the whole at once: {np.abs(picture - whole).max():.4f}")
     draw(arguments.out, results, arguments.tile)
@@ -68,9 +71,9 @@ def compare(params: Any, picture: jax.Array, side: int) -> dict[str, np.ndarray]
     with_moments = functools.partial(tracked.apply, params | moments, train=False)
     without = functools.partial(plain.apply, params, train=False)
     return {
-        "the whole at once": np.asarray(jax.jit(without)(picture, noise)),
-        "tiles, with the moments of the whole": in_tiles(jax.jit(with_moments), picture, noise, side),
-        "tiles, each with its own moments": in_tiles(jax.jit(without), picture, noise, side),
+        "at once": np.asarray(jax.jit(without)(picture, noise)),
+        "tiles, moments of the whole": in_tiles(jax.jit(with_moments), picture, noise, side),
+        "tiles, moments of their own": in_tiles(jax.jit(without), picture, noise, side),
     }
 
 
@@ -90,22 +93,35 @@ def in_tiles(redraw: Callable[..., jax.Array], picture: jax.Array, noise: jax.Ar
 
 
 def draw(path: pathlib.Path, results: dict[str, np.ndarray], side: int) -> None:
-    """The results in one row, and below those in tiles how far they are from the whole."""
+    """The results in one row, those in tiles with the lines between the tiles, and below each a seam enlarged."""
     matplotlib.use("Agg")
-    whole = next(iter(results.values()))
+    whole, own = list(results.values())[:: len(results) - 1]
     _, height, width, _ = whole.shape
-    wide, gap, title = width / height, 0.04, 0.14
-    page = Page(3 * wide + 2 * gap, 2 * (1 + title))
+    top, left = worst_seam(own - whole, side)
+    wide = width / height
+    page = Page(3 * wide + 2 * GAP, 2 * (1 + TITLE))
     for column, (name, picture) in enumerate(results.items()):
-        left = column * (wide + gap)
-        page.show(picture, left, title, 1, name)
+        axes = page.show(picture, column * (wide + GAP), TITLE, 1, name)
         if column:
-            difference = np.repeat(np.abs(picture - whole).mean(-1, keepdims=True), 3, -1)
-            page.show(4 * difference, left, 2 * title + 1, 1, "4 times its difference from the whole")
-    rows, columns = -(-height // side), -(-width // side)
-    note = f"{rows} x {columns} tiles of {side} x {side} pixels;\neach sees {MARGIN} more pixels of its neighbors"
-    page.text(note, wide - 0.1, 2 * title + 1.5)
-    page.figure.savefig(path, dpi=100)
+            axes.vlines(np.arange(side, width, side) - 0.5, -0.5, height - 0.5, "white", "dotted", linewidth=0.8)
+            axes.hlines(np.arange(side, height, side) - 0.5, -0.5, width - 0.5, "white", "dotted", linewidth=0.8)
+        axes.add_patch(Rectangle((left, top), ZOOMED[1], ZOOMED[0], fill=False, edgecolor="white", linewidth=1.5))
+        enlarged = picture[:, top : top + ZOOMED[0], left : left + ZOOMED[1]]
+        note = f"differs by at most {np.abs(picture - whole).max():.3f}" if column else "the white box, enlarged"
+        page.show(enlarged, column * (wide + GAP), 2 * TITLE + 1, 1, note)
+    page.save(path)
+
+
+def worst_seam(difference: np.ndarray, side: int) -> tuple[int, int]:
+    """The upper left corner of the box ZOOMED across a vertical seam where (1, H, W, 3) jumps the most."""
+    _, height, width, _ = difference.shape
+    jumps = {}
+    for seam in range(side, width, side):
+        jump = np.abs(difference[0, :, seam] - difference[0, :, seam - 1]).mean(-1)
+        left = min(max(seam - ZOOMED[1] // 2, 0), width - ZOOMED[1])
+        for top in range(0, height - ZOOMED[0] + 1, 4):
+            jumps[top, left] = jump[top : top + ZOOMED[0]].mean()
+    return max(jumps, key=jumps.__getitem__)
 
 
 if __name__ == "__main__":
