@@ -15,7 +15,7 @@ _THREADS = 128
 _SHARED, _SHARED_PER_BLOCK = 228 * 1024, 1024
 _REGISTERS, _REGISTERS_AT_ONCE = 64 * 1024, 8
 _THREADS_PER_SM = 2048
-# A bound explains the modelled time if it reaches that much of it; else the phases of the thread blocks do.
+# A bound explains the modeled time if it reaches that much of it; else the phases of the thread blocks do.
 _EXPLAINS = 0.85
 # Where there is a loop: the last sweep reads all again. 1 would be without the sums; registers may keep a part of them.
 _LEAST_SWEEPS = 1.5
@@ -33,7 +33,7 @@ class Cost:
       stores_elsewhere: stores in its loops where the thread has not loaded in the same round.
       per_sm: thread blocks that an SM holds at once.
       waves: how often they fill the chip.
-      share: of the speed of a copy that moves as many bytes, modelled.
+      share: of the speed of a copy that moves as many bytes, modeled.
       attainable: the share of a kernel that moves as many bytes and does nothing else.
       limit: "memory", "issue", "waves" or "phases".
     """

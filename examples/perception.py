@@ -1,4 +1,4 @@
-"""What the generator is asked for: the style's texture and the content's structure, both seen through random filters.
+"""What the generator is trained for: the style's texture and the content's structure, both seen through random filters.
 
 No pretrained network is needed: the Gram matrices of one layer of random filters, at several scales, describe a texture
 (Ustyuzhaninov et al. 2017, https://arxiv.org/abs/1606.00021). The filters are drawn once and stay as they are, and

@@ -1,4 +1,4 @@
-"""Draws two styles made of lines: paint that follows a swirling brush, and an engraving in three inks."""
+"""Draws three styles: paint that follows a swirling brush, the same paint as a soft wash, and an engraving in inks."""
 
 import numpy as np
 from PIL import Image
@@ -24,10 +24,19 @@ def brushwork(side: int = 256, *, length: int = 22, seed: int = 0) -> Image.Imag
     field = np.stack([right / size, -down / size])  # along the lines of equal height
     strokes = _standardized(_smear(_smooth(rng, side, 1.1), field, length))
     tone = 0.5 + 0.16 * _smooth(rng, side, 20) + 0.2 * strokes
-    levels = np.linspace(0, 1, len(PAINT))
-    color = np.stack([np.interp(tone, levels, PAINT[:, i]) for i in range(3)], -1)
     relief = 1 + 0.12 * strokes[..., None]
-    return Image.fromarray(np.clip(color * relief, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(_painted(tone) * relief, 0, 255).astype(np.uint8))
+
+
+def wash(side: int = 256, *, seed: int = 0) -> Image.Image:
+    """A square picture of soft clouds in the same blue and yellow, without strokes.
+
+    Args:
+      side: of the picture, in pixels.
+      seed: of the clouds.
+    """
+    tone = 0.5 + 0.25 * _smooth(np.random.default_rng(seed), side, 20)
+    return Image.fromarray(np.clip(_painted(tone), 0, 255).astype(np.uint8))
 
 
 def engraving(side: int = 256, *, spacing: float = 7.0, seed: int = 0) -> Image.Image:
@@ -45,6 +54,12 @@ def engraving(side: int = 256, *, spacing: float = 7.0, seed: int = 0) -> Image.
     covered = np.clip(1.6 * (tone - np.sin(2 * np.pi * phase / spacing)) + 0.5, 0, 1)[..., None]
     ink = INKS[np.argmax([_smooth(rng, side, 24) for _ in INKS], axis=0)]
     return Image.fromarray((covered * ink + (1 - covered) * PAPER).astype(np.uint8))
+
+
+def _painted(tone: np.ndarray) -> np.ndarray:
+    """The colors (side, side, 3) of PAINT from dark to light, for tones in [0, 1]."""
+    levels = np.linspace(0, 1, len(PAINT))
+    return np.stack([np.interp(tone, levels, PAINT[:, i]) for i in range(3)], -1)
 
 
 def _smooth(rng: np.random.Generator, side: int, scale: float) -> np.ndarray:

@@ -15,7 +15,7 @@ BATCH = 2
 LEARNING_RATE = 3e-3
 # As strong as the style: below it buildings dissolve, above it the colors stay timid.
 CONTENT_WEIGHT = 1.0
-# Contrast and brightness of the crops vary, and what is asked for does not: the result should not depend on the
+# Contrast and brightness of the crops vary, and the target does not: the result should not depend on the
 # contrast of the content, which is what the paper introduced instance norm for.
 CONTRAST, BRIGHTNESS = 2.0, 0.15
 

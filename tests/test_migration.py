@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
+import tolerance
 from flax import nnx, serialization
 
 import jaxnorm
@@ -39,3 +41,20 @@ def test_state_of_nnx_group_norm_loads(shape):
     nnx.update(ours, nnx.state(theirs, nnx.Param))
 
     np.testing.assert_allclose(ours(x), theirs(x), atol=1e-5)
+
+
+def test_scale_and_shift_of_a_time_embedding_go_into_the_call():
+    """The row of diffusers' blocks: silu(norm(x) * (1 + scale) + shift), with weight and bias inside the norm."""
+    rng = np.random.default_rng(2)
+    x, weight, bias, scale, shift = (
+        np.float32(rng.standard_normal(shape)) for shape in [(2, 8, 5, 7), (8,), (8,), (2, 8), (2, 8)]
+    )
+    gamma, beta = weight * (1 + scale), bias * (1 + scale) + shift
+
+    y = jaxnorm.group_norm(x, gamma, beta, 1e-6, num_groups=2, activation=jax.nn.silu)
+
+    normalized, _ = oracle.instance_norm(x, weight, bias, 1e-6, group_size=4)
+    z = normalized * (1 + np.float64(scale)[:, :, None, None]) + shift[:, :, None, None]
+    _, magnitude = oracle.instance_norm(x, gamma, beta, 1e-6, group_size=4)
+    bound = tolerance.forward("float32", 4 * 5 * 7, magnitude)
+    np.testing.assert_allclose(y, z / (1 + np.exp(-z)), rtol=0, atol=bound)
