@@ -85,7 +85,7 @@ bench-overhead: .venv/bench ## what a small call costs: tracing, compiling, the 
 	$(BENCHMARK).overhead $(call RESULTS,overhead) $(ARGS)
 
 bench-growth: .venv/bench ## time and bytes against rows, channels and batch, odd sizes too
-	$(BENCHMARK).growth $(call RESULTS,growth) --plot benchmarks/results/growth.png $(ARGS)
+	$(BENCHMARK).growth $(call RESULTS,growth) $(ARGS)
 
 execute: .venv/test ## execute the kernel without a GPU: ARGS="--gpu H100 --count 20 --seed 7"
 	$(BIN)/python -m emulator $(ARGS)

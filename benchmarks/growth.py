@@ -9,7 +9,6 @@ as that call are not judged. All sizes of a sweep take turns and are compared ro
 """
 
 import dataclasses
-import pathlib
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -80,7 +79,7 @@ class Point:
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, prints, writes."""
-    parser = report.parser(__doc__, plot=True)
+    parser = report.parser(__doc__)
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="what grows (default: all)")
     parser.add_argument("--seconds", type=float, default=20, help="for the rounds of a sweep and pass (default 20)")
     chosen = parser.parse_args(argv)
@@ -92,8 +91,6 @@ def main(argv: list[str] | None = None) -> None:
         for point in measure(name, sweeps[name], pass_name, 0 if chosen.quick else chosen.seconds)
     ]
     report.publish(chosen, "How the cost grows", tables(points), report.machine(), points)
-    if chosen.plot:
-        draw(points, chosen.plot)
 
 
 def measure(name: str, sweep: Sweep, pass_name: str, seconds: float) -> list[Point]:
@@ -164,23 +161,6 @@ def tables(points: list[Point]) -> list[str]:
         f"## Cliffs\n\nTime per element in multiples of the cheaper neighbor, where it is more than {CLIFF}.",
         report.table(["size", "pass", "contender", "steepness"], cliffs) if cliffs else "None.",
     ]
-
-
-def draw(points: list[Point], file: pathlib.Path) -> None:
-    """Time per element against the size, a panel per sweep."""
-    sweeps = list(dict.fromkeys(p.sweep for p in points))
-    figure = report.figure(7, 1 + 2 * len(sweeps))
-    panels = figure.subplots(len(sweeps), 1, squeeze=False)[:, 0]
-    for sweep, panel in zip(sweeps, panels, strict=True):
-        for contender, color in zip(CONTENDERS, ("C0", "C1"), strict=True):
-            for pass_name, style in zip(PASSES, (":", "-"), strict=True):
-                line = [p for p in points if (p.sweep, p.contender, p.pass_name) == (sweep, contender, pass_name)]
-                line = [p for p in line if p.is_judged]
-                costs = [p.nanoseconds.median for p in line]
-                panel.plot([p.size for p in line], costs, f".{style}", color=color, label=f"{contender}, {pass_name}")
-        panel.set(xscale="log", xlabel=sweep, ylabel="ns per element", ylim=(0, None))
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(file)
 
 
 def _nanoseconds(taken: list[float], floor: list[float], shape: Shape) -> list[float]:

@@ -23,7 +23,7 @@ from networks import Generator, make_noise
 from perception import make_bank
 from pictures import GAP, TITLE, Page, as_array, open_picture, sample_content
 from rich.progress import Progress
-from strokes import brushwork
+from strokes import wash
 from training import content_target, train
 
 SIZE = 128
@@ -35,7 +35,7 @@ ZOOMED = (56, 84)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default 400)")
+    parser.add_argument("--steps", type=int, default=150, help="training steps (default 150)")
     parser.add_argument("--tile", type=int, default=112, help="side of a tile, a multiple of 4 (default 112)")
     parser.add_argument("--content", type=pathlib.Path, help="picture to redraw")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("tiles.png"), help="picture to write")
@@ -46,7 +46,7 @@ def main() -> None:
         )
 
     content = as_array(open_picture(arguments.content) if arguments.content else sample_content(), 224)
-    style = as_array(brushwork(), SIZE)
+    style = as_array(wash(), SIZE)
     bank, target = make_bank(jax.random.key(7), style), content_target(content, style)
     with Progress() as progress:
         task = progress.add_task("training", total=arguments.steps)
@@ -55,7 +55,7 @@ def main() -> None:
         params = train("instance", content, target, bank, **options).variables
 
     results = compare(params, content, arguments.tile)
-    whole = results["at once"]
+    whole = results["the whole at once"]
     for name, picture in results.items():
         print(f"{name:36s} largest difference from the whole at once: {np.abs(picture - whole).max():.4f}")
     draw(arguments.out, results, arguments.tile)
@@ -71,9 +71,9 @@ def compare(params: Any, picture: jax.Array, side: int) -> dict[str, np.ndarray]
     with_moments = functools.partial(tracked.apply, params | moments, train=False)
     without = functools.partial(plain.apply, params, train=False)
     return {
-        "at once": np.asarray(jax.jit(without)(picture, noise)),
+        "the whole at once": np.asarray(jax.jit(without)(picture, noise)),
         "tiles, moments of the whole": in_tiles(jax.jit(with_moments), picture, noise, side),
-        "tiles, moments of their own": in_tiles(jax.jit(without), picture, noise, side),
+        "tiles, their own moments": in_tiles(jax.jit(without), picture, noise, side),
     }
 
 

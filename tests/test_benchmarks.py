@@ -188,7 +188,7 @@ def test_a_training_step_is_compiled_for_an_h100():
     [
         ("accuracy", None),
         ("compare --seeds", None),
-        ("growth --plot", None),
+        ("growth", None),
         ("overhead", None),
         ("traffic --devices H100", GPU),
         ("throughput", GPU),
@@ -198,7 +198,6 @@ def test_each_benchmark_runs_as_a_module_and_writes_its_report(command, needs, t
     if needs:
         pytest.importorskip(needs)
     name, *options = command.split()
-    options += [str(tmp_path / "picture.png")] * (options == ["--plot"])
     table, figures = tmp_path / "table.md", tmp_path / "figures.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--quick"]
     command += ["--markdown", str(table), "--json", str(figures)]
