@@ -42,7 +42,7 @@ _THREADS = 128
 _ROW_EFFICIENCY = {128: 1.0, 64: 0.97, 32: 0.9, 16: 0.75}
 
 # Instructions of a thread per element of a pass without an activation: in 4-byte types, and in narrower ones, which are
-# converted. Counted: 8.5 and 10.9 forward, 13.7 and 19.5 backward, with a ReLU (docs/throughput.md).
+# converted. Counted: 8.5 and 10.9 forward, 13.7 and 19.5 backward, with a ReLU (make throughput).
 _INSTRUCTIONS = {"forward": (8.0, 11.0), "backward": (12.0, 18.0)}
 # And of the primitives of an activation: in float32, and where the hardware's own functions do. Any other takes 1.
 _TRANSCENDENTAL = {
