@@ -174,7 +174,7 @@ class Cpu(Platform):
     # LLVM unrolls a loop over so few rows completely and then computes neighboring sums side by side, in vectors. We
     # take the first of these numbers that leaves the fewest rows over, which are one more loop.
     _ROWS = (8, 9, 10, 7, 6)
-    # So few sums a loop of ours adds up sooner than the library does; of more, the library makes vectors.
+    # Our own loop adds up this many sums sooner than the library does. Of more the library is faster, in vectors.
     _FEW = 32
 
     @property
