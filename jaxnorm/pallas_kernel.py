@@ -189,7 +189,7 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
         return block.inside(block.read(0, chunk) * spread_scale - around, chunk)
 
     around_first = block.spread(first * scale)
-    total = block.total(
+    total = block.instance_total(
         block.sweep(
             lambda chunk, total: total + deviation(chunk, around_first),
             block.zeros(),
@@ -205,7 +205,7 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
         own = deviation(chunk, around_center)
         return totals[0] + own, totals[1] + own * own
 
-    total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros()), loaded=first_boxes))
+    total, squares = map(block.instance_total, block.sweep(add, (block.zeros(), block.zeros()), loaded=first_boxes))
     delta = total / jnp.maximum(block.count(block.rank), 1.0)
     around_mean = jnp.maximum(squares - total * delta, 0.0)
     # What overflowed stays infinite: see numerics.unscaled.
@@ -267,7 +267,7 @@ def _backward(
 
         # dx = factor * (dz - mean(dz) - xhat * mean(dz * xhat)), multiplied out: xhat = (x - center) * rstd - offset
         factor_value = gamma_value * rstd_value
-        mean_dz, mean_dz_xhat = (factor_value * total / tile.positions for total in totals)
+        mean_dz, mean_dz_xhat = (block.group_sum(factor_value * total) / tile.positions for total in totals)
         factor, slope = block.spread(factor_value), block.spread(mean_dz_xhat * rstd_value)
         base = block.spread(mean_dz - mean_dz_xhat * (delta_value * rstd_value))
 

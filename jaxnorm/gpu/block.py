@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxnorm.gpu import copies, synchronization
 from jaxnorm.gpu.copies import Chunk, Copies, Instance, Place, Ref
 from jaxnorm.gpu.synchronization import PartialResults, Synchronization
-from jaxnorm.gpu.tile import REDUCTION_SCRATCH_BYTES, Tile
+from jaxnorm.gpu.tile import ELEMENTS_PER_STEP, REDUCTION_SCRATCH_BYTES, Tile
 
 
 def for_each_instance(
@@ -36,7 +36,8 @@ def for_each_instance(
     place = Place(lax.div(order.index, tile.blocks), lax.rem(order.index, tile.blocks), order.rank)
     moves = copies.strategy(tile)(tile, place, sources, targets, scratch["copies"])
     moves.start()
-    moves.for_each_instance(lambda instance: body(Block(tile, place, order, moves, instance, partials)))
+    rest = partials, scratch["lanes"]
+    moves.for_each_instance(lambda instance: body(Block(tile, place, order, moves, instance, *rest)))
     moves.finish()
 
 
@@ -51,6 +52,7 @@ class Block:
       order: waits for other blocks.
       moves: loads and stores.
       instance: that the block works on, or the first of several side by side.
+      lanes: shared memory for a value per lane, where several lanes are one instance; otherwise None.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class Block:
         moves: Copies,
         instance: Instance,
         partials: Ref | None,
+        lanes: Ref | None,
     ) -> None:
         self.tile, self.rank = tile, place.rank
         self.shape, self.layout = moves.shape, moves.layout
         self._place, self._order, self._copies, self._instance = place, order, moves, instance
         self._partials: Ref = partials
+        self._values_of_lanes: Ref = lanes
 
     # Chunks.
 
@@ -146,7 +150,7 @@ class Block:
             copies.store(self._values(ref, leading), value)
 
     def load_first_boxes(self, x: Ref) -> jax.Array:
-        """Waits for the first boxes, and returns one element of each instance, the same in all blocks that share it.
+        """Waits for the first boxes, and returns a number near each instance, the same in all blocks that share it.
 
         Args:
           x: the first source.
@@ -162,7 +166,8 @@ class Block:
         else:
             first = plgpu.load(x.at[self._instance.outer, 0, self._lanes], layout=self._vector, optimized=False)
         self._wait_for_first_boxes()
-        return first.astype(jnp.float32)
+        # Of a group it is the mean of one element of each channel. Its size is a power of two.
+        return self.group_sum(first.astype(jnp.float32) * (1 / self.tile.group_size))
 
     def _wait_for_first_boxes(self) -> None:
         pl.loop(0, self.tile.first_boxes)(self._copies.wait)
@@ -176,6 +181,29 @@ class Block:
             return jnp.sum(values, axis=0)
         total = jnp.sum(values, axis=1)
         return jnp.sum(total, axis=0) if self.tile.reduces == "both" else total
+
+    def instance_total(self, values: jax.Array) -> jax.Array:
+        """The sum of a chunk over all that is of the same instance, where several lanes may be."""
+        return self.group_sum(self.total(values))
+
+    def group_sum(self, value: jax.Array) -> jax.Array:
+        """The sum of a value per lane over the lanes of each group: all of them have the result."""
+        size, (rows, lanes) = self.tile.group_size, (ELEMENTS_PER_STEP // self.tile.lanes, self.tile.lanes)
+        if size == 1:
+            return value
+        # A group is spread over threads. So each reads the values of all lanes, one in each row of a chunk, and what is
+        # of another group is left out of the sum over the rows. That sum has a barrier, after which the memory may be
+        # written again.
+        copies.store(self._values_of_lanes.at[pl.ds(0, lanes)], value)
+        copies.block_barrier()
+        row, lane = (plgpu.broadcasted_iota(jnp.int32, (rows, lanes), axis, layout=self.layout) for axis in (0, 1))
+        total = plgpu.layout_cast(jnp.zeros((rows, lanes), jnp.float32), self.layout)
+        for start in range(0, lanes, rows):
+            where = self._values_of_lanes.at[pl.ds(start, rows)]
+            column = plgpu.load(where, layout=self.layout.reduce(1), optimized=False)
+            values = plgpu.layout_cast(lax.broadcast_in_dim(column, (rows, lanes), (0,)), self.layout)
+            total = total + jnp.where(lax.div(row + start, size) == lax.div(lane, size), values, 0.0)
+        return self.total(total)
 
     def spread(self, value: jax.Array, shape: tuple[int, int] | None = None) -> jax.Array:
         """A value per instance in a form that a chunk, or an array of that shape, can be combined with."""
@@ -200,7 +228,7 @@ class Block:
         if tile.blocks_per_instance == 1 and (boxes == tile.boxes or boxes * tile.rows >= tile.extent):
             return jnp.float32(tile.positions)
         rows = jnp.clip(tile.extent - rank * tile.block_rows, 0, boxes * tile.rows)
-        return (rows * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
+        return (rows * (tile.lanes if tile.reduces == "both" else tile.group_size)).astype(jnp.float32)
 
     def exchange(self, values: Sequence[jax.Array]) -> PartialResults:
         """Gives the values to all blocks that share the instances of this one, and returns theirs."""
@@ -252,10 +280,15 @@ class Block:
 def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, outputs: Any, dtype: Any) -> Any:
     """Runs body(*inputs, *outputs, scratch=) on every thread block of the tile."""
     move, order = copies.strategy(tile), synchronization.strategy(tile)
+    scratch: dict[str, Any] = {
+        "copies": move.scratch(tile, dtype),
+        "synchronization": order.scratch(tile),
+        "lanes": plgpu.SMEM((tile.values_to_share,), jnp.float32) if tile.group_size > 1 else None,
+    }
     kernel = plgpu.kernel(
         body,
         out_type=outputs,
-        scratch_types={"scratch": {"copies": move.scratch(tile, dtype), "synchronization": order.scratch(tile)}},
+        scratch_types={"scratch": scratch},
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(
             reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES,
