@@ -36,8 +36,7 @@ def for_each_instance(
     place = Place(lax.div(order.index, tile.blocks), lax.rem(order.index, tile.blocks), order.rank)
     moves = copies.strategy(tile)(tile, place, sources, targets, scratch["copies"])
     moves.start()
-    rest = partials, scratch["lanes"]
-    moves.for_each_instance(lambda instance: body(Block(tile, place, order, moves, instance, *rest)))
+    moves.for_each_instance(lambda instance: body(Block(tile, place, order, moves, instance, partials)))
     moves.finish()
 
 
@@ -52,7 +51,6 @@ class Block:
       order: waits for other blocks.
       moves: loads and stores.
       instance: that the block works on, or the first of several side by side.
-      lanes: shared memory for a value per lane, where several lanes are one instance; otherwise None.
     """
 
     def __init__(
@@ -63,13 +61,11 @@ class Block:
         moves: Copies,
         instance: Instance,
         partials: Ref | None,
-        lanes: Ref | None,
     ) -> None:
         self.tile, self.rank = tile, place.rank
         self.shape, self.layout = moves.shape, moves.layout
         self._place, self._order, self._copies, self._instance = place, order, moves, instance
         self._partials: Ref = partials
-        self._values_of_lanes: Ref = lanes
 
     # Chunks.
 
@@ -188,22 +184,20 @@ class Block:
 
     def group_sum(self, value: jax.Array) -> jax.Array:
         """The sum of a value per lane over the lanes of each group: all of them have the result."""
-        size, (rows, lanes) = self.tile.group_size, (ELEMENTS_PER_STEP // self.tile.lanes, self.tile.lanes)
-        if size == 1:
+        tile, shape = self.tile, (ELEMENTS_PER_STEP // self.tile.lanes, self.tile.lanes)
+        if tile.group_size == 1:
             return value
-        # A group is spread over threads. So each reads the values of all lanes, one in each row of a chunk, and what is
-        # of another group is left out of the sum over the rows. That sum has a barrier, after which the memory may be
-        # written again.
-        copies.store(self._values_of_lanes.at[pl.ds(0, lanes)], value)
-        copies.block_barrier()
-        row, lane = (plgpu.broadcasted_iota(jnp.int32, (rows, lanes), axis, layout=self.layout) for axis in (0, 1))
-        total = plgpu.layout_cast(jnp.zeros((rows, lanes), jnp.float32), self.layout)
-        for start in range(0, lanes, rows):
-            where = self._values_of_lanes.at[pl.ds(start, rows)]
-            column = plgpu.load(where, layout=self.layout.reduce(1), optimized=False)
-            values = plgpu.layout_cast(lax.broadcast_in_dim(column, (rows, lanes), (0,)), self.layout)
-            total = total + jnp.where(lax.div(row + start, size) == lax.div(lane, size), values, 0.0)
-        return self.total(total)
+        # The lanes of a group are registers of several threads. We sum them along a chunk that has one group in each
+        # row, and then spread the sums over the rows and choose in each lane that of its own group.
+        row, lane = (plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=self.layout) for axis in (0, 1))
+        group, values = lax.div(lane, tile.group_size), self.spread(value, shape)
+        chosen = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), self.layout)
+        for first in range(0, tile.lanes // tile.group_size, shape[0]):
+            is_own = group == row + first
+            sums = jnp.sum(jnp.where(is_own, values, 0.0), axis=1)
+            spread = plgpu.layout_cast(lax.broadcast_in_dim(sums, shape, (0,)), self.layout)
+            chosen = chosen + jnp.where(is_own, spread, 0.0)
+        return self.total(chosen)
 
     def spread(self, value: jax.Array, shape: tuple[int, int] | None = None) -> jax.Array:
         """A value per instance in a form that a chunk, or an array of that shape, can be combined with."""
@@ -280,15 +274,10 @@ class Block:
 def launch(body: Callable[..., None], name: str, tile: Tile, inputs: Any, outputs: Any, dtype: Any) -> Any:
     """Runs body(*inputs, *outputs, scratch=) on every thread block of the tile."""
     move, order = copies.strategy(tile), synchronization.strategy(tile)
-    scratch: dict[str, Any] = {
-        "copies": move.scratch(tile, dtype),
-        "synchronization": order.scratch(tile),
-        "lanes": plgpu.SMEM((tile.values_to_share,), jnp.float32) if tile.group_size > 1 else None,
-    }
     kernel = plgpu.kernel(
         body,
         out_type=outputs,
-        scratch_types={"scratch": scratch},
+        scratch_types={"scratch": {"copies": move.scratch(tile, dtype), "synchronization": order.scratch(tile)}},
         kernel_name=name,
         compiler_params=plgpu.CompilerParams(
             reduction_scratch_bytes=REDUCTION_SCRATCH_BYTES,

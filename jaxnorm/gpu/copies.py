@@ -333,7 +333,7 @@ class Span(Copies):
     def start(self) -> None:
         self._through_registers(self.sources, self.buffers, into=True)
         # Other threads may have loaded the last rows than those that compute with them, and write them back in finish.
-        block_barrier()
+        _block_barrier()
 
     def wait(self, box: Any) -> None:
         """Does nothing: start has loaded everything."""
@@ -342,7 +342,7 @@ class Span(Copies):
         """Does nothing: the chunks at its ends belong to other instances too, and finish writes everything back."""
 
     def finish(self) -> None:
-        block_barrier()
+        _block_barrier()
         self._through_registers(self.targets, self.buffers, into=False)
 
     def for_each_instance(self, body: Callable[[Instance], None]) -> None:
@@ -395,7 +395,7 @@ class Span(Copies):
         pl.loop(0, rows // chunk * chunk, step=chunk)(move)
         if rows % chunk:
             # Some of its rows were written by other threads, with the same values.
-            block_barrier()
+            _block_barrier()
             move(rows - chunk)
 
 
@@ -434,7 +434,7 @@ def store(ref: Ref, value: jax.Array) -> None:
         ref[...] = value
 
 
-def block_barrier() -> None:
+def _block_barrier() -> None:
     """Waits until all threads of the block are here, and see what the others wrote to shared memory."""
 
     @plgpu.inline_mgpu()  # type: ignore[untyped-decorator]

@@ -187,17 +187,11 @@ class Tile:
         return self.boxes * self.rows * self.row_bytes
 
     @property
-    def values_to_share(self) -> int:
-        """The float32 numbers of shared memory by which each thread sees all lanes of a group: whole chunks of rows."""
-        return max(self.lanes, ELEMENTS_PER_STEP // self.lanes) if self.group_size > 1 else 0
-
-    @property
     def shared_memory(self) -> int:
-        """Bytes per thread block, an upper bound: buffers, sums across warps and lanes, barriers."""
+        """Bytes per thread block, an upper bound: buffers, sums across warps, barriers."""
         buffer = -(-self.tile_bytes // _BUFFER_ALIGNMENT) * _BUFFER_ALIGNMENT
         barriers = (self.boxes + 1) * _BARRIER_BYTES
-        sums = REDUCTION_SCRATCH_BYTES + 4 * self.values_to_share
-        return self.arrays * buffer + sums + barriers + _BUFFER_ALIGNMENT
+        return self.arrays * buffer + REDUCTION_SCRATCH_BYTES + barriers + _BUFFER_ALIGNMENT
 
 
 def find_tile(
