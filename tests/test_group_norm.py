@@ -438,10 +438,29 @@ def test_explain():
     found = jaxnorm.explain(x, num_groups=32, channel_axis=-1, activation=jax.nn.silu, device="H100")
     assert (found.forward.implementation, found.backward.implementation) == ("xla", "xla")
     assert "unproven on this GPU" in str(found)
+    kernel = jaxnorm.explain(x, num_groups=32, channel_axis=-1, device="H100", implementation="pallas")
+    assert kernel.forward.tile.group_size == kernel.backward.tile.group_size == 8
     instance = jaxnorm.explain(x, channel_axis=-1, activation=jax.nn.silu, device="H100", implementation="xla")
     assert found.backward.bytes_moved == instance.backward.bytes_moved
     with pytest.raises(ValueError, match="group_size must divide"):
         jaxnorm.explain(x, group_size=3, channel_axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "dtype", "reason"),
+    [
+        ((8, 64, 64, 320), -1, "float32", "10 channels per group do not divide the 32 lanes of a block"),
+        ((8, 64, 64, 2048), -1, "float32", "64 channels per group do not divide the 32 lanes of a block"),
+        ((8, 64, 64, 96), -1, "bfloat16", "3 channels per group do not divide the 64 lanes of a block"),
+        ((8, 256, 64, 64), 1, "float32", "the channels must be the last axis"),
+    ],
+)
+def test_explain_says_which_groups_the_kernel_does_not_compute(shape, channel_axis, dtype, reason):
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    found = jaxnorm.explain(x, num_groups=32, channel_axis=channel_axis, device="H100")
+    assert found.forward.implementation == "xla"
+    assert reason in found.forward.tile.reason
+    assert reason in found.backward.tile.reason
 
 
 def test_explain_on_the_command_line(capsys):
