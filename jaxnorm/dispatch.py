@@ -76,7 +76,7 @@ class Pass(abc.ABC):
             return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")
         view, itemsize = call.layout(operands.x.shape).view_shape, operands.x.dtype.itemsize
         instructions = cost.instructions(call.activation, self.name, narrow=itemsize < 4)
-        found = tile.find_tile(view, itemsize, self.arrays(operands), device, instructions)
+        found = tile.find_tile(view, itemsize, self.arrays(operands), device, instructions, call.group_size)
         return if_proven(found, device) if call.implementation is None else found
 
     def bind(self, call: Call, *arguments: Any) -> Any:
@@ -104,7 +104,7 @@ class _Forward(Pass):
         form = Gpu(call.layout(operands.x.shape))
         views = xla.views(form, operands)
         y, found = pallas_kernel.forward(*views[:4], eps=call.eps, activation=call.activation, tile=tile)
-        count = jnp.full_like(views.gamma, form.layout.positions)
+        count = jnp.full_like(views.gamma, tile.positions)
         statistics = Statistics(found.center, found.delta, found.rstd, found.variance, count)
         return form.array(y, final=True), jax.tree.map(form.instances, statistics)
 
@@ -151,10 +151,9 @@ def _not_by_kernel(call: Call, operands: Operands) -> str | None:
         return "the kernel computes no masks (where=)"
     if operands.center is not None:
         return "statistics that are given (moments=) leave nothing to reduce, and plain XLA reads x once, too"
-    if call.group_size > 1:
-        return "the kernel normalizes instances, and no groups of channels"
-    if call.axis_name is not None:
-        return f"the kernel needs instances that lie on one device whole: these are spread over {call.axis_name!r}"
+    spread_over = call.axis_name if call.channel_axis_name is None else call.channel_axis_name
+    if spread_over is not None:
+        return f"the kernel needs instances that lie on one device whole: these are spread over {spread_over!r}"
     return None
 
 

@@ -1,6 +1,7 @@
 """Compiles for one GPU that is not there and prints what came out, as one JSON object per line.
 
 python tests/aot_report.py H100 calls pallas last:8x64x64x256:float32 first:8x256x64x64:bfloat16:residual
+python tests/aot_report.py A100 calls pallas last:8x64x64x256:float32:8:residual
 python tests/aot_report.py H100 views 2x225x8,3x1008x1 float16 float32:residual
 python tests/aot_report.py H100 activations
 python tests/aot_report.py H100 transformations
@@ -29,7 +30,7 @@ from benchmarks.aot import Compiler, shared_memory
 from benchmarks.contenders import PLAIN
 from benchmarks.hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
 from benchmarks.shapes import CHANNEL_AXIS, Shape, random_blocks
-from jaxnorm import instance_norm, pallas_kernel
+from jaxnorm import group_norm, instance_norm, pallas_kernel
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.gpu.tile import NoTile, find_tile
 
@@ -37,25 +38,31 @@ KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
 
 
 def report_call(compiler, case, implementation):
-    """instance_norm with ReLU, and all its gradients, in one program.
+    """instance_norm with ReLU, or group_norm with SiLU, and all its gradients, in one program.
 
     Args:
-      case: such as "last:8x64x64x256:float32" or "first:8x256x64x64:bfloat16:residual".
+      case: such as "last:8x64x64x256:float32" or "first:8x256x64x64:bfloat16:residual"; with a number before the
+        residual, "last:8x64x64x256:float32:8:residual", it is group_norm with so many channels per group.
       implementation: as in instance_norm.
     """
-    layout, shape, dtype, *residual = case.split(":")
+    layout, shape, dtype, *options = case.split(":")
+    groups = {"group_size": int(options.pop(0))} if options and options[0].isdigit() else {}
     channel_axis = {"first": 1, "last": -1}[layout]
     x = jax.ShapeDtypeStruct(tuple(map(int, shape.split("x"))), dtype)
     parameter = jax.ShapeDtypeStruct((x.shape[channel_axis],), jnp.float32)
     norm = functools.partial(
-        instance_norm, channel_axis=channel_axis, activation=jax.nn.relu, implementation=implementation
+        group_norm if groups else instance_norm,
+        **groups,
+        channel_axis=channel_axis,
+        activation=jax.nn.silu if groups else jax.nn.relu,
+        implementation=implementation,
     )
 
     def gradients(dy, *given):
         y, pullback = jax.vjp(lambda x, gamma, beta, residual: norm(x, gamma, beta, residual=residual), *given)
         return y, pullback(dy)
 
-    given = (x, x, parameter, parameter, x if residual else None)
+    given = (x, x, parameter, parameter, x if options else None)
     return {"case": case} | _found(compiler, gradients, given, x)
 
 
