@@ -145,6 +145,30 @@ def test_forward_mode_through_the_reference():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients_where_the_moments_are_given(implementation):
+    x, gamma, beta, residual = arguments("float64")
+    mean, variance = beta / 2, jnp.square(gamma)
+
+    def energy(normalize):
+        return lambda *given: jnp.sum(jnp.sin(normalize(*given)))
+
+    def ours(x, gamma, beta, mean, variance, residual):
+        options = {"residual": residual, "activation": jax.nn.silu, "implementation": implementation}
+        return jaxnorm.instance_norm(x, gamma, beta, moments=(mean, variance), **options)
+
+    def exact(x, gamma, beta, mean, variance, residual):
+        gamma, beta, mean, variance = (v.reshape(1, 3, 1, 1) for v in (gamma, beta, mean, variance))
+        return jax.nn.silu((x - mean) / jnp.sqrt(variance + 1e-5) * gamma + beta + residual)
+
+    given = x, gamma, beta, mean, variance, residual
+    got, want = (jax.jit(jax.grad(energy(function), range(6)))(*given) for function in (ours, exact))
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
 def test_derivatives_of_the_moments():
     x = arguments("float64")[0]
 

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
-from cases import each_value, some
+from cases import each_value, exhaustive, some
 from checked_call import draw
 from jax import export
 from jax.experimental import checkify
@@ -133,9 +133,10 @@ def test_forward_mode_says_what_it_cannot(transformation, arguments):
 
     with pytest.raises(TypeError, match="to a custom_vjp function"):
         transformation(energy(None))(arguments[0])
-    transformation(energy("reference"))(arguments[0])
+    jax.jit(transformation(energy("reference")))(arguments[0])
 
 
+@exhaustive
 def test_forward_over_reverse(arguments):
     """hessian, and linearize of a gradient."""
     x = arguments[0][:1, :, :2, :3]

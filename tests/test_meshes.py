@@ -2,20 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mesh_report
 import pytest
+from cases import exhaustive
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 PYTHONPATH = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
 
 
-def reports(style):
+def reports(cases):
     """A process of its own: the number of devices is fixed when JAX starts."""
     done = subprocess.run(
-        [sys.executable, TESTS / "mesh_report.py", style],
+        [sys.executable, TESTS / "mesh_report.py", *map(" | ".join, cases)],
         env=os.environ | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
@@ -25,22 +30,25 @@ def reports(style):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("style", "placements"),
-    [
-        ("auto", 27),
-        ("auto, with the rule for GPUs", 27),
-        ("explicit", 19),
-        ("explicit data, auto space", 17),
-        ("shard_map", 14),
-        ("shard_map, check_vma=False", 4),
-        ("shard_map over data alone", 10),
-    ],
-)
-def test_every_placement(style, placements):
-    found = reports(style)
-    assert len(found) == placements
+@pytest.mark.timeout(301)
+@pytest.mark.parametrize("part", range(3))
+def test_every_placement_of_today(part, seed):
+    cases = sorted(mesh_report.of_today([*mesh_report.STYLES, mesh_report.AS_ON_GPUS], seed))
+    # Those with the rule for GPUs are in a process of their own.
+    others = [case for case in cases if case[0] != mesh_report.AS_ON_GPUS]
+    with_rule = [case for case in cases if case[0] == mesh_report.AS_ON_GPUS]
+    check_placements((others[::2], others[1::2], with_rule)[part])
+
+
+@exhaustive
+@pytest.mark.parametrize("style", [*mesh_report.STYLES, mesh_report.AS_ON_GPUS])
+def test_every_placement(style):
+    check_placements([(style, placement) for placement in mesh_report.style(style)[1]])
+
+
+def check_placements(cases):
+    found = reports(cases)
+    assert len(found) == len(cases)
     for report in found:
         name = report["placement"]
         assert max(report["errors"].values()) <= 1, (name, report["errors"])
@@ -121,13 +129,34 @@ print("done")
 """
 
 
-@pytest.mark.slow
 def test_groups_that_are_cut_under_transformations(run_python, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     assert run_python(CUT_GROUPS).strip() == "done"
 
 
-@pytest.mark.slow
 def test_vmap_over_a_divided_axis(run_python, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     assert run_python(VMAP).strip() == "done"
+
+
+ONE_OF_MANY = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count={devices}"
+import jax, jax.numpy as jnp, jaxnorm
+assert jax.device_count() == {devices}
+
+def step(x, gamma):
+    loss = lambda x, gamma: jnp.sum(jaxnorm.instance_norm(x, gamma, activation=jax.nn.gelu) ** 2)
+    return jax.grad(loss, (0, 1))(x, gamma)
+
+lowered = jax.jit(step).lower(jnp.ones((4, 64, 48, 48)), jnp.ones(64))
+print(lowered.as_text())
+print(lowered.compile().as_text().partition("\\n")[2])
+"""
+
+
+def test_one_device_of_many_computes_as_one_alone(run_python):
+    """The same program, lowered and compiled; but XLA divides loops over as many threads as there are devices."""
+    alone, of_eight = (run_python(ONE_OF_MANY.format(devices=devices)) for devices in (1, 8))
+    partitions = re.compile(r'"outer_dimension_partitions":\[[^\]]*\]')
+    assert partitions.sub("", of_eight) == partitions.sub("", alone)
