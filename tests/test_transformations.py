@@ -221,7 +221,7 @@ def cases():
             yield pytest.param(implementation, name, marks=marks if is_kept else [*marks, exhaustive])
 
 
-@pytest.mark.parametrize(("norm", "name"), cases(), indirect=["norm"])
+@pytest.mark.parametrize(("norm", "name"), list(cases()), indirect=["norm"])
 def test_transformation(norm, name, request):
     transformation = TRANSFORMATIONS[name]
     given = transformation.arguments()
