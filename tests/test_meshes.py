@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mesh_report
 import pytest
-from cases import exhaustive
+from cases import exhaustive, some
 
 pytestmark = pytest.mark.slow
 
@@ -86,8 +86,9 @@ divide_as_on_gpus()
 mesh = jax.make_mesh((2, 4), ("styles", "space"), axis_types=(AxisType.Auto,) * 2)
 place = lambda value, *spec: jax.device_put(value, NamedSharding(mesh, P(*spec)))
 xs, gammas = place(x, "styles", None, "space"), place(gamma, "styles")
-for name, transform in transformations.items():
-    for names in ({}, {"axis_name": "v"}, {"spmd_axis_name": "styles"}):
+for i, (name, transform) in enumerate(transformations.items()):
+    options = [{}, {"axis_name": "v"}, {"spmd_axis_name": "styles"}]
+    for names in options if EVERY_PAIR else [options[i]]:
         compiled = jax.jit(transform(norm, **names)).lower(xs, gammas).compile()
         for got, wanted in zip(jax.tree.leaves(compiled(xs, gammas)), jax.tree.leaves(want[name]), strict=True):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
@@ -116,9 +117,10 @@ transformations = {
 }
 x, gamma = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((2, 5, 6, 8), (2, 8))))
 bound = 300 * tolerance.arithmetic("float32", 120)
-for name, transformed in transformations.items():
+for i, (name, transformed) in enumerate(transformations.items()):
     want = jax.tree.leaves(jax.jit(transformed)(x, gamma))
-    for kinds in ((AxisType.Auto,) * 2, (AxisType.Explicit,) * 2):
+    options = [(AxisType.Auto,) * 2, (AxisType.Explicit,) * 2]
+    for kinds in options if EVERY_PAIR else [options[i % 2]]:
         mesh = jax.make_mesh((2, 4), ("data", "channels"), axis_types=kinds)
         with jax.set_mesh(mesh):
             divided = jax.device_put(x, NamedSharding(mesh, P("data", None, None, "channels")))
@@ -129,14 +131,11 @@ print("done")
 """
 
 
-def test_groups_that_are_cut_under_transformations(run_python, monkeypatch):
+@pytest.mark.parametrize("program", [VMAP, CUT_GROUPS], ids=["vmap over a divided axis", "groups that are cut"])
+@pytest.mark.parametrize("every_pair", some([False, True], False), ids=["each value", "every pair"])
+def test_transformations(program, every_pair, run_python, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    assert run_python(CUT_GROUPS).strip() == "done"
-
-
-def test_vmap_over_a_divided_axis(run_python, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    assert run_python(VMAP).strip() == "done"
+    assert run_python(f"EVERY_PAIR = {every_pair}\n{program}").strip() == "done"
 
 
 ONE_OF_MANY = """
