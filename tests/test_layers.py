@@ -22,6 +22,7 @@ from layers import (
     NNX,
     SHAPE,
     Linen,
+    NNXGroups,
     assert_close_trees,
     assert_is_the_formula,
     assert_same_as_flax,
@@ -235,7 +236,7 @@ def test_the_residual_does_not_change_the_output_dtype(kind, residual_dtype):
         assert jax.eval_shape(lambda x, residual, layer=layer: layer(x, residual=residual), x, residual).dtype == result
 
 
-@every_kind
+@pytest.mark.parametrize("kind", some(KINDS, Linen, NNXGroups))
 @pytest.mark.parametrize("transformation", some([jax.jit, lambda f: f], jax.jit), ids=["jit", ""])
 def test_a_module_as_activation_is_trained_with_the_layer(kind, transformation):
     """As if it were called after the norm, with the gradient of its slope."""
