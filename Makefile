@@ -30,7 +30,7 @@ test-fast: .venv/test ## lint, types and the quick tests, in about a minute
 suite-fast: .venv/test
 	$(PYTEST) -m 'not slow'
 
-# The newest JAX that pyproject.toml admits is the one in .venv. A test that stands in several suites runs in all of them.
+# .venv has the newest JAX that pyproject.toml admits, so the first of these is the suite on the newest one.
 test-all: lint ## everything, in an hour or two: each case, x64, the next JAX, 2 and 8 devices, the oldest versions, Python 3.13
 	$(PYTEST) --all
 	$(MAKE) test-x64 test-next test-devices test-oldest test-3.13
