@@ -233,6 +233,7 @@ def test_facts_of_a_device():
     assert devices.facts(types.SimpleNamespace(platform="cpu")) is None
 
 
+@pytest.mark.slow
 def test_importing_jaxnorm_does_not_import_mosaic(run_python):
     run_python(
         "import sys, jax, jaxnorm; jaxnorm.instance_norm(jax.numpy.ones((1, 2, 3))); "
@@ -240,5 +241,6 @@ def test_importing_jaxnorm_does_not_import_mosaic(run_python):
     )
 
 
+@pytest.mark.slow
 def test_importing_the_function_does_not_import_flax(run_python):
     run_python("import sys; sys.modules['flax'] = None; import jaxnorm; jaxnorm.instance_norm")

@@ -526,6 +526,7 @@ def test_there_is_one_layer_for_every_rank(name):
         getattr(jaxnorm, name)
 
 
+@pytest.mark.slow
 def test_the_layers_need_flax(run_python):
     run_python("""
 import sys
@@ -549,6 +550,7 @@ for ask in ("jaxnorm.InstanceNorm", "jaxnorm.nnx", "from jaxnorm import Instance
 """)
 
 
+@pytest.mark.slow
 def test_flax_is_imported_before_our_modules_that_need_it(run_python):
     """Two threads that import Flax's modules, which import each other, from different ends would wait forever."""
     run_python("""

@@ -15,7 +15,7 @@ import jaxnorm
 from jaxnorm.layout import Layout
 from jaxnorm.platforms import SLAB, Cpu, Divided, Generic, Gpu
 
-pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 # A platform that has a form of its own, one that has none, and sizes that are not known when JAX lowers.
 FORMS = ["cpu", "cuda", "tpu", "symbolic"]
@@ -97,6 +97,7 @@ def check(form, shape, axes, dtype, *, group_size=1, activation="silu", seed=0):
         np.testing.assert_allclose(np.float64(value), want[name], rtol=0, atol=bounds[name], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", some(range(6), 0, 1))
 def test_random_shapes(form, case, seed):
@@ -104,6 +105,7 @@ def test_random_shapes(form, case, seed):
     check(form, shape, axes, dtype, seed=(seed, case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "form"), each_value(LISTED, ["cuda", "cpu"]), ids=str)
 def test_few_and_many(form, case):
     check(form, *case, activation="leaky_relu")

@@ -30,6 +30,7 @@ def test_submodules_can_be_imported():
         assert importlib.import_module(f"jaxnorm.{name}").__name__ == f"jaxnorm.{name}"
 
 
+@pytest.mark.slow
 def test_only_selfcheck_needs_rich(run_python):
     run_python(
         "import sys; sys.modules['rich'] = None; import jaxnorm; from jaxnorm.__main__ import main\n"
