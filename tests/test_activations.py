@@ -418,7 +418,7 @@ def test_nothing_leaks():
 
     @jax.jit
     def step(x, slope):
-        for activation in (jax.nn.relu, lambda z: jnp.sin(z) + 1, lambda z: slope * z, lambda z: z - z.mean()):
+        for activation in (jax.nn.relu, lambda z: slope * z, lambda z: z - z.mean()):
             x = jaxnorm.instance_norm(x, activation=activation)
         return jnp.sum(x)
 

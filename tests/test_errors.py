@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerance
-from cases import each_value, some
+from cases import each_value, exhaustive, some
 
 import jaxnorm
 from jaxnorm import instance_moments, instance_norm
@@ -280,7 +280,7 @@ def test_least_eps_depends_on_the_dtype():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.parametrize("implementation", some(["xla", "reference"], "xla"))
 def test_least_eps_depends_on_the_number_of_positions(implementation):
     """At that eps the squares of as many numbers as small as its root are not lost; what is smaller is refused."""
     for positions in (4, 1000, 10**6):
@@ -570,7 +570,8 @@ assert "flax.linen" in sys.modules
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attempt", some(range(4), 0))
+@exhaustive
+@pytest.mark.parametrize("attempt", range(4))
 def test_threads_may_ask_for_the_layers_at_once(run_python, attempt):
     run_python("""
 import threading

@@ -191,7 +191,8 @@ def test_averages_over_a_mapped_axis(kind):
 
 
 @pytest.mark.parametrize("mapping", some(["under_shard_map", "under_pmap"], "under_shard_map"))
-def test_averages_over_devices(run_python, mapping):
+@pytest.mark.parametrize("kind", some(["Linen", "NNX"], "Linen"))
+def test_averages_over_devices(run_python, mapping, kind):
     run_python(f"""
 import sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
@@ -199,8 +200,7 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", {DEVICES})
 import test_running_statistics as tests
-for kind in (tests.Linen, tests.NNX):
-    tests.check_averages_over_the_axis(kind, tests.{mapping})
+tests.check_averages_over_the_axis(tests.{kind}, tests.{mapping})
 """)
 
 
