@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-next test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-groups bench-networks bench-overhead bench-growth execute execute-all notebooks docs
+.PHONY: help demo test test-fast suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13 lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-groups bench-networks bench-overhead bench-growth execute execute-all notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -17,32 +17,49 @@ PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 demo: .venv/demo ## train two stylization networks and draw stylize.png
 	$(BIN)/python examples/stylize.py $(ARGS)
 
-# On the CPU, wherever it runs: the suite proves the same things everywhere.
-test test-fast test-x64 test-next test-oldest: export JAX_PLATFORMS = cpu
+# The tests run on the CPU, whatever the machine has: the suite proves the same everywhere.
+test test-fast suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13: export JAX_PLATFORMS = cpu
 
-test: lint ## lint, types, tests and doctests
+test: lint ## lint, types, tests and doctests, in about 8 minutes on two cores
 	$(PYTEST)
 
-test-fast: lint ## the same without the kernel, compiled code, random calls and properties, most higher derivatives, axes and activations, meshes, processes of their own, examples and the U-Net
+# Lint and types take one core as long as the tests take the other.
+test-fast: .venv/test ## lint, types and the quick tests, in about a minute
+	@$(MAKE) --no-print-directory --jobs 2 lint suite-fast
+
+suite-fast: .venv/test
 	$(PYTEST) -m 'not slow'
+
+# .venv has the newest JAX that pyproject.toml admits, so the first of these is the suite on the newest one.
+test-all: lint ## everything, in an hour or two: each case, x64, the next JAX, 2 and 8 devices, the oldest versions, Python 3.13
+	$(PYTEST) --all
+	$(MAKE) test-x64 test-next test-devices test-oldest test-3.13
 
 # The stylization example mixes its own float32 with JAX's defaults, which convolutions refuse under x64.
 test-x64: export JAX_ENABLE_X64 = 1
-test-x64: .venv/test ## random tests of every file with 64-bit numbers on; ARGS="--draw 20 --seed 1" draws others
-	$(PYTEST) --draw 2 --ignore tests/test_stylize.py $(ARGS)
+test-x64: .venv/test ## the suite with 64-bit numbers on; ARGS="--draw 2" runs two random tests of every file
+	$(PYTEST) --ignore tests/test_stylize.py $(ARGS)
 
-# JAX contains the next implementations of its derivative rules already. The kernel cannot evaluate their primitive, so
-# these are the files about plain XLA.
-NEXT := $(patsubst %,tests/test_%.py,activations derivatives edge_cases group_norm jax_features layers offsets platforms transformations)
+# The kernel cannot evaluate the primitive of JAX's next derivative rules, and its interpreter wants a single device, so
+# these two targets run the files about plain XLA.
+PLAIN := $(patsubst %,tests/test_%.py,activations derivatives edge_cases group_norm jax_features layers offsets platforms transformations)
+
+# JAX contains the next implementations of its derivative rules already.
 test-next: export JAX_CUSTOM_JVP3 = 1
 test-next: export JAX_CUSTOM_VJP3 = 1
 test-next: export JAX_REMAT3 = 1
-test-next: export XLA_FLAGS = --xla_force_host_platform_device_count=2
-test-next: .venv/test ## random tests with JAX's next custom_jvp, custom_vjp and remat, and two CPU devices
-	$(PYTEST) $(NEXT) --draw 8 -m 'not kernel' $(ARGS)
+test-next: .venv/test ## tests of plain XLA with JAX's next custom_jvp, custom_vjp and remat; ARGS="--draw 8"
+	$(PYTEST) $(PLAIN) -m 'not kernel' $(ARGS)
 
-test-oldest: .venv-oldest/test ## the suite on the oldest versions that pyproject.toml admits; ARGS="--draw 3" draws some of it
+test-devices: .venv/test ## tests of plain XLA on two and on eight CPU devices; ARGS="--draw 8"
+	XLA_FLAGS=--xla_force_host_platform_device_count=2 $(PYTEST) $(PLAIN) -m 'not kernel' $(ARGS)
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(PYTEST) $(PLAIN) -m 'not kernel' $(ARGS)
+
+test-oldest: .venv-oldest/test ## the suite on the oldest versions that pyproject.toml admits; ARGS="--draw 3"
 	.venv-oldest/bin/python -m pytest $(PYTEST_OPTIONS) $(ARGS)
+
+test-3.12 test-3.13: test-%: .venv-%/test ## the suite on that Python; ARGS="--draw 3"
+	.venv-$*/bin/python -m pytest $(PYTEST_OPTIONS) $(ARGS)
 
 lint: .venv/test ## ruff and mypy
 	$(BIN)/ruff check .
@@ -118,6 +135,14 @@ docs: .venv/docs ## build the pages of docs/ and the API reference into docs/_bu
 .venv-oldest/test: pyproject.toml | .venv/test
 	$(BIN)/python -m uv venv --quiet --clear --python $(BIN)/python .venv-oldest
 	$(BIN)/python -m uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[demo]' --group test
+	@touch $@
+
+# A Python that is not here uv downloads, where it can. pyenv has commands for versions that are not switched on, so we
+# name those that are installed.
+.venv-3.%/test: pyproject.toml | .venv/test
+	@$(BIN)/python -m uv venv --quiet --clear --python "$$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.$*.*/bin/python 2>/dev/null | tail -1 | grep . || echo 3.$*)" .venv-3.$* || { \
+		echo "There is no Python 3.$* here, and uv could not download one. Install it, or run make test-all where it is."; exit 1; }
+	$(BIN)/python -m uv pip install --quiet --python .venv-3.$* --editable '.[demo]' --group test
 	@touch $@
 
 .venv/bin/python:

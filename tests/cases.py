@@ -18,7 +18,33 @@ def pairwise(*options):
       options: lists of the values of each option, all of which pytest can name in a test's id.
     """
     combinations = list(itertools.product(*(range(len(values)) for values in options)))
-    chosen = _cover(combinations)
+    return _marked(options, combinations, _cover(combinations))
+
+
+def each_value(*options):
+    """The same for options that are known to be independent: `make test` runs combinations that have each value.
+
+    The first combination has the first value of each option, the second one the second values, and so on.
+
+    Args:
+      options: as for `pairwise`.
+    """
+    combinations = list(itertools.product(*(range(len(values)) for values in options)))
+    longest = max(map(len, options))
+    return _marked(options, combinations, {tuple(i % len(values) for values in options) for i in range(longest)})
+
+
+def some(values, *kept):
+    """All values as parameters of a test, of which `make test` runs those that are kept.
+
+    Args:
+      values: that pytest can name in a test's id.
+      kept: some of the values.
+    """
+    return [pytest.param(value, marks=[] if value in kept else [exhaustive]) for value in values]
+
+
+def _marked(options, combinations, chosen):
     return [
         pytest.param(
             *(values[i] for values, i in zip(options, combination, strict=True)),

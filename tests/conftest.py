@@ -5,6 +5,7 @@ import os
 # Read when JAX starts: the GPU interpreter runs the thread blocks of a cluster as threads that wait for each other.
 os.environ.setdefault("PJRT_NPROC", "16")
 
+import datetime
 import gc
 import hashlib
 import itertools
@@ -21,8 +22,9 @@ gc.set_threshold(100_000, 20, 100)
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run the tests marked exhaustive too")
-    parser.addoption("--draw", type=int, metavar="N", help="run N tests of every file, drawn by chance")
-    parser.addoption("--seed", type=int, default=0, help="of the draw")
+    parser.addoption("--draw", type=int, metavar="N", help="run N random tests of every file")
+    today = int(datetime.datetime.now(datetime.UTC).strftime("%Y%m%d"))
+    parser.addoption("--seed", type=int, default=today, help="of random calls and of --draw; default: today's date")
 
 
 def pytest_configure(config):
@@ -40,12 +42,12 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     draw, seed = config.getoption("draw"), config.getoption("seed")
-    return f"jax {jax.__version__}" + (f", {draw} tests of every file, seed {seed}" if draw else "")
+    return f"jax {jax.__version__}, --seed {seed}" + (f", {draw} random tests of every file" if draw else "")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Long tests first, so that no worker ends with one; of all the draw, out of what markers and keywords selected."""
+    """Sorts long tests first, so no worker ends with one; draws from what markers and keywords selected."""
     if not config.getoption("all"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
@@ -55,19 +57,19 @@ def pytest_collection_modifyitems(config, items):
 
 
 def time_limit(item):
-    """Seconds: of a test that has none of its own less than of any that has one."""
+    """The seconds that a test may take; 0 for a test that has the limit of all."""
     marker = item.get_closest_marker("timeout")
     return marker.args[0] if marker else 0
 
 
 def draw_some(config, items):
-    """Leaves N tests of every file, drawn by chance, where that was asked for."""
+    """Keeps N random tests of every file if the command line says --draw N."""
     draw, seed = config.getoption("draw"), config.getoption("seed")
     if not draw:
         return
 
     def rank(item):
-        # Only of the test and the seed: the same in all processes, whatever else is collected.
+        # The rank depends on the test and the seed alone, so it is the same in all processes.
         return hashlib.sha256(f"{seed} {item.nodeid}".encode()).digest()
 
     files = itertools.groupby(sorted(items, key=lambda item: str(item.path)), lambda item: item.path)
@@ -87,6 +89,12 @@ def strict_dtypes():
     """For tests of jaxnorm alone: Flax itself mixes dtypes."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def seed(request):
+    """The seed of random calls: a new one each day, which the header of the report has."""
+    return request.config.getoption("seed")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-"""The linen and the NNX layer as objects of one kind, ours or Flax's, so that one suite runs over both."""
+"""The linen and the NNX layers as objects of one kind, ours or Flax's, so one suite runs over all of them."""
 
 import functools
-import itertools
 import math
 
 import flax.linen as nn
@@ -22,8 +21,11 @@ class Linen:
     """A linen layer with its variables."""
 
     prelu, name = nn.PReLU, "InstanceNorm"
+    # What every layer of this kind is given, and how many channels of SHAPE share their statistics then.
+    needed, group_size = {}, 1
 
     def __init__(self, shape, *, flax=False, **options):
+        options = self.needed | options
         make = getattr(nn if flax else jaxnorm, self.name)
         self.module = make(**RANDOM | options)
         outside = {name: value for name, value in options.items() if name not in ("axis_name", "axis_index_groups")}
@@ -66,8 +68,10 @@ class NNX:
     """An NNX layer."""
 
     prelu, name = nnx.PReLU, "InstanceNorm"
+    needed, group_size = {}, 1
 
     def __init__(self, shape, *, flax=False, **options):
+        options = self.needed | options
         axes = {axis % len(shape) for axis in np.atleast_1d(options.get("feature_axes", -1))}
         channels = math.prod(shape[axis] for axis in axes)
         make = getattr(nnx if flax else jaxnorm.nnx, self.name)
@@ -102,13 +106,19 @@ class NNX:
 class LinenGroups(Linen):
     """A linen layer of group norm."""
 
-    name = "GroupNorm"
+    name, needed, group_size = "GroupNorm", {"num_groups": 3}, 4
 
 
 class NNXGroups(NNX):
     """An NNX layer of group norm."""
 
-    name = "GroupNorm"
+    name, needed, group_size = "GroupNorm", {"num_groups": 3}, 4
+
+
+# Of all kinds of layers.
+SHAPE = (2, 5, 6, 12)
+INSTANCES, GROUPS = [Linen, NNX], [LinenGroups, NNXGroups]
+KINDS = [Linen, NNX, LinenGroups, NNXGroups]
 
 
 def parameters_of(module):
@@ -159,9 +169,14 @@ def result_and_gradients(function, *arguments):
     @jax.jit
     def run(*arguments):
         y, pullback = jax.vjp(function, *arguments)
-        return y, pullback(jnp.asarray(np.random.default_rng(8).uniform(0.5, 1, y.shape), y.dtype))
+        return y, pullback(jnp.asarray(weights(y.shape), y.dtype))
 
     return run(*arguments)
+
+
+def weights(shape):
+    """The w of result_and_gradients, rounded to float32."""
+    return np.float64(np.random.default_rng(8).uniform(0.5, 1, shape).astype(np.float32))
 
 
 def flax_s(kind, shape, **options):
@@ -181,13 +196,14 @@ def assert_same_as_flax(kind, shape, positions, options, **inputs):
     assert_close_trees(*results, x.size, positions)
 
 
-def assert_same_dtypes(kind, shape, x_dtype, dtype, param_dtypes):
-    """The same output dtype, whatever the parameters are."""
-    x = jax.ShapeDtypeStruct(shape, x_dtype)
-    for param_dtype, use_scale, use_bias in itertools.product(param_dtypes, [False, True], [False, True]):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "use_scale": use_scale, "use_bias": use_bias}
-        results = []
-        for flax in (False, True):
-            make = functools.partial(kind, shape, flax=flax, **options)
-            results.append(jax.eval_shape(lambda x, make=make: make()(x), x))
-        assert (results[0].shape, results[0].dtype) == (results[1].shape, results[1].dtype), options
+def assert_same_dtypes(kind, x_dtype, dtype, param_dtypes, seed):
+    """The same output dtype, whatever the parameters are; one random choice of them."""
+    rng = np.random.default_rng(seed)
+    options = {"param_dtype": str(rng.choice(param_dtypes)), "dtype": dtype}
+    options |= {"use_scale": bool(rng.random() < 0.7), "use_bias": bool(rng.random() < 0.7)}
+    x = jax.ShapeDtypeStruct(SHAPE, x_dtype)
+    results = []
+    for flax in (False, True):
+        make = functools.partial(kind, SHAPE, flax=flax, **options)
+        results.append(jax.eval_shape(lambda x, make=make: make()(x), x))
+    assert (results[0].shape, results[0].dtype) == (results[1].shape, results[1].dtype), options

@@ -1,8 +1,8 @@
 """Runs both norms with their gradients on 8 virtual CPU devices; prints one JSON object per placement of x.
 
-python tests/mesh_report.py STYLE
+python tests/mesh_report.py "STYLE | PLACEMENT"...
 
-STYLE: how the mesh is used; see STYLES.
+STYLE: how the mesh is used, see style(). PLACEMENT: how x is divided, see EVEN and the tables after it.
 """
 
 import functools
@@ -70,13 +70,24 @@ UNEVEN_GROUPS = {
 BOTH_AXES = {name: EVEN[name] for name in ("batch", "batch and channels", "two spatial axes", "batch and space")}
 
 
+STYLES = (
+    "auto",
+    "explicit",
+    "explicit data, auto space",
+    "shard_map",
+    "shard_map, check_vma=False",
+    "shard_map over data alone",
+)
+# XLA asks jaxnorm how to divide, as it does for GPUs.
+AS_ON_GPUS = "auto, with the rule for GPUs"
+
+
 def style(name):
     """Axis types, the placements, and how the norm is called."""
     all_of_them = EVEN | UNEVEN | CHANNELS_FIRST | GROUPS | CUT | UNEVEN_GROUPS
     return {
         "auto": ((AUTO, AUTO), all_of_them, call_on_the_whole),
-        # XLA asks jaxnorm how to divide, as it does for GPUs.
-        "auto, with the rule for GPUs": ((AUTO, AUTO), all_of_them, call_on_the_whole),
+        AS_ON_GPUS: ((AUTO, AUTO), all_of_them, call_on_the_whole),
         "explicit": ((EXPLICIT, EXPLICIT), EVEN | CHANNELS_FIRST | GROUPS | CUT, call_on_the_whole),
         "explicit data, auto space": ((EXPLICIT, AUTO), EVEN | GROUPS | CUT, call_on_the_whole),
         "shard_map": (
@@ -87,6 +98,16 @@ def style(name):
         "shard_map, check_vma=False": ((AUTO, AUTO), BOTH_AXES, functools.partial(call_in_shard_map, check_vma=False)),
         "shard_map over data alone": ((AUTO, AUTO), EVEN, functools.partial(call_in_shard_map, manual={"data"})),
     }[name]
+
+
+def of_today(styles, seed):
+    """Each placement in one of the styles, another one each day, and each style at least once."""
+    chosen = []
+    for i, placement in enumerate(style("auto")[1]):
+        having = [name for name in styles if placement in style(name)[1]]
+        chosen.append((having[(i + seed) % len(having)], placement))
+    missing = [name for name in styles if name not in dict(chosen)]
+    return chosen + [(name, next(iter(style(name)[1]))) for name in missing]
 
 
 def call_on_the_whole(norm, mesh, spec, axes):
@@ -216,17 +237,19 @@ def divide_as_on_gpus():
         mlir.register_lowering(one_pass.primitive, dispatch._lowering(one_pass, "cuda"), platform="cpu")
 
 
-def main(name):
+def main(*cases):
     # Not when imported: pytest imports this file to look for doctests, and the number of devices is one per process.
     jax.config.update("jax_num_cpu_devices", 8)
-    if "GPUs" in name:
+    pairs = [case.split(" | ") for case in cases]
+    if any(name == AS_ON_GPUS for name, _ in pairs):
         divide_as_on_gpus()
-    types, placements, caller = style(name)
-    for placement, (shape, spec, *group_size) in placements.items():
+    for name, placement in pairs:
+        types, placements, caller = style(name)
+        shape, spec, *group_size = placements[placement]
         channel = 1 if "channels-first" in placement else len(shape) - 1
         found = report(shape, spec, *(group_size or [1]), channel, types, caller)
-        print(json.dumps({"placement": placement} | found))
+        print(json.dumps({"placement": f"{name}: {placement}"} | found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import tolerance
+from cases import each_value, exhaustive, some
 from jax.test_util import check_grads
 
 import jaxnorm
@@ -58,7 +60,7 @@ def penalty(normalize, x, gamma, beta, residual):
     return sum(jnp.sum(g**2) for g in jax.grad(critic, (0, 1))(x, residual))
 
 
-@pytest.mark.slow
+@exhaustive
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("activation", ["none", "silu", "tanh"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -67,8 +69,8 @@ def test_check_grads_to_second_order(implementation, activation):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("activation", ["none", "leaky_relu", "silu"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.slow
+@pytest.mark.parametrize(("implementation", "activation"), each_value(IMPLEMENTATIONS, ["silu", "leaky_relu", "none"]))
 def test_second_derivative_in_every_argument(implementation, activation):
     got = gradients(penalty, norm(implementation, activation), *arguments("float64"))
     want = gradients(penalty, norm("twin", activation), *arguments("float64"))
@@ -76,7 +78,7 @@ def test_second_derivative_in_every_argument(implementation, activation):
         np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.slow
+@exhaustive
 @pytest.mark.usefixtures("x64")
 def test_third_derivative():
     def third(normalize, x, *rest):
@@ -88,8 +90,8 @@ def test_third_derivative():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offset", [0.0, 1e4])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", some(IMPLEMENTATIONS, "xla"))
+@pytest.mark.parametrize("offset", some([0.0, 1e4], 1e4))
 def test_gradient_penalty_of_a_critic_in_float32(implementation, offset):
     """Convolution, norm, activation, twice: the gradient penalty's gradient in the weights, against float64."""
 
@@ -115,18 +117,22 @@ def test_gradient_penalty_of_a_critic_in_float32(implementation, offset):
         want = jax.jit(jax.grad(functools.partial(loss, functools.partial(oracle.twin, activation="silu"))))(
             [jnp.asarray(w, jnp.float64) for w in weights], jnp.asarray(x, jnp.float64)
         )
+    # Each of three derivatives takes the difference of two sums in each of two norms, so the error of a call may double
+    # at each. Adding the offset rounds x by up to u times the offset before jaxnorm sees it, which all of them see.
+    rounding = tolerance.arithmetic("float32", 64) + tolerance.unit("float32") * offset
     for g, w in zip(got, want, strict=True):
-        # float32 rounds x itself by up to offset * 2^-24 where the offset is added, before jaxnorm sees it
-        np.testing.assert_allclose(g, w, rtol=0, atol=(1e-4 + 30 * offset * 2**-24) * float(np.abs(w).max()))
+        np.testing.assert_allclose(g, w, rtol=0, atol=2 ** (3 * 2) * rounding * float(np.abs(w).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_forward_mode_through_the_reference():
     x, gamma, beta, residual = arguments("float64")
     reference, exact = norm("reference", "silu"), norm("twin", "silu")
     given = (x, gamma, beta, residual)
     tangents = arguments("float64", seed=1)
-    for got, want in zip(jax.jvp(reference, given, tangents), jax.jvp(exact, given, tangents), strict=True):
+    moved = (jax.jit(functools.partial(jax.jvp, function))(given, tangents) for function in (reference, exact))
+    for got, want in zip(*moved, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
 
     def energy(normalize, x):
@@ -137,6 +143,31 @@ def test_forward_mode_through_the_reference():
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients_where_the_moments_are_given(implementation):
+    x, gamma, beta, residual = arguments("float64")
+    mean, variance = beta / 2, jnp.square(gamma)
+
+    def energy(normalize):
+        return lambda *given: jnp.sum(jnp.sin(normalize(*given)))
+
+    def ours(x, gamma, beta, mean, variance, residual):
+        options = {"residual": residual, "activation": jax.nn.silu, "implementation": implementation}
+        return jaxnorm.instance_norm(x, gamma, beta, moments=(mean, variance), **options)
+
+    def exact(x, gamma, beta, mean, variance, residual):
+        gamma, beta, mean, variance = (v.reshape(1, 3, 1, 1) for v in (gamma, beta, mean, variance))
+        return jax.nn.silu((x - mean) / jnp.sqrt(variance + 1e-5) * gamma + beta + residual)
+
+    given = x, gamma, beta, mean, variance, residual
+    got, want = (jax.jit(jax.grad(energy(function), range(6)))(*given) for function in (ours, exact))
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_derivatives_of_the_moments():
     x = arguments("float64")[0]
@@ -149,18 +180,3 @@ def test_derivatives_of_the_moments():
         differentiated = (jax.jit(order(function))(x) for function in (jaxnorm.instance_moments, from_twin))
         for got, want in zip(*differentiated, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("implementation", [None, "reference"])
-def test_a_slope_that_is_learned(implementation):
-    """An activation that closes over a traced value: its gradient is right, not silently zero."""
-    x = arguments("float32")[0]
-
-    def loss(slope):
-        activation = lambda z: jnp.where(z > 0, z, slope * z)  # noqa: E731
-        return jnp.sum(jaxnorm.instance_norm(x, activation=activation, implementation=implementation) ** 2)
-
-    z = oracle.instance_norm(x)[0]
-    want = 2 * 0.25 * np.sum(np.where(z > 0, 0, z) ** 2)
-    np.testing.assert_allclose(jax.grad(loss)(0.25), want, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(0.25), want, rtol=1e-5)

@@ -10,15 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerance
+from cases import each_value, exhaustive
 from jax.ad_checkpoint import print_saved_residuals
 from jax.test_util import check_grads
 
-from jaxnorm import instance_moments, instance_norm
+from jaxnorm import group_norm, instance_moments, instance_norm
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
 
 EPS = 1e-5
 every_implementation = pytest.mark.parametrize("implementation", ["xla", "reference"])
+every_layout_and_implementation = pytest.mark.parametrize(
+    ("channel_axis", "implementation"), each_value([1, -1], ["xla", "reference"])
+)
 every_layout = pytest.mark.parametrize("channel_axis", [1, -1], ids=["channels-first", "channels-last"])
 leaky_relu = functools.partial(jax.nn.leaky_relu, negative_slope=0.25)
 
@@ -45,14 +49,17 @@ def norm_and_gradients(arguments, dy, *, channel_axis=1, activation=None, where=
 # Nothing to normalize
 
 
-@every_implementation
-@every_layout
 @pytest.mark.parametrize(
-    ("shape", "parameter"),
-    [((0, 3, 4, 5), (3,)), ((0, 3, 4, 5), (0, 3)), ((2, 0, 4, 5), (0,)), ((2, 0, 4, 5), (2, 0))],
+    ("shapes", "channel_axis", "implementation"),
+    each_value(
+        [((0, 3, 4, 5), (3,)), ((2, 0, 4, 5), (2, 0)), ((2, 0, 4, 5), (0,)), ((0, 3, 4, 5), (0, 3))],
+        [1, -1],
+        ["xla", "reference"],
+    ),
     ids=str,
 )
-def test_no_instances(shape, parameter, channel_axis, implementation):
+def test_no_instances(shapes, channel_axis, implementation):
+    shape, parameter = shapes
     arguments = [normal(*size) for size in (shape, parameter, parameter, shape)]
     y, gradients = norm_and_gradients(
         arguments, normal(*shape), channel_axis=channel_axis, activation=leaky_relu, implementation=implementation
@@ -85,11 +92,17 @@ def test_moments_of_no_instances():
 # Nothing to divide by
 
 
-@every_implementation
-@every_layout
-@pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e6])
-@pytest.mark.parametrize("spatial", [(1,), (1, 1, 1), (20, 20)], ids=str)
-def test_constant_instance(spatial, value, channel_axis, implementation):
+@pytest.mark.parametrize(
+    ("spatial", "channel_axis", "implementation"),
+    each_value([(20, 20), (1, 1, 1), (1,)], [1, -1], ["xla", "reference"]),
+    ids=str,
+)
+def test_constant_instance(spatial, channel_axis, implementation):
+    for value in (0.0, 0.1, -3.0, 1e6):
+        check_constant_instance(spatial, value, channel_axis, implementation)
+
+
+def check_constant_instance(spatial, value, channel_axis, implementation):
     shape, positions = (2, 3, *spatial), int(np.prod(spatial))
     x = np.full(shape, value, np.float32)
     gamma, beta, residual, dy = 1 + normal(3) / 4, normal(3, seed=1), normal(*shape, seed=2), normal(*shape, seed=3)
@@ -121,10 +134,8 @@ def test_constant_instance(spatial, value, channel_axis, implementation):
     np.testing.assert_allclose(dgamma, np.zeros(3), rtol=0, atol=xhat * abs(dz).sum())
 
 
-@every_implementation
-@pytest.mark.parametrize("value", [0.1, 1e6])
-@pytest.mark.parametrize("spatial", [(1,), (7, 9)], ids=str)
-def test_constant_instance_at_second_order(spatial, value, implementation):
+@pytest.mark.parametrize(("spatial", "implementation"), each_value([(7, 9), (1,)], ["xla", "reference"]), ids=str)
+def test_constant_instance_at_second_order(spatial, implementation):
     """The gradient of |dx|^2, where xhat is linear in x to second order: rstd (x - mean).
 
     With P v = v - mean(v), r = rstd, and the loss <w, sin(gamma xhat + beta)>:
@@ -134,6 +145,7 @@ def test_constant_instance_at_second_order(spatial, value, implementation):
     shape, positions = (2, 3, *spatial), int(np.prod(spatial))
     w, gamma, beta = normal(*shape), 1 + normal(3) / 4, normal(3, seed=1)
 
+    @jax.jit
     @jax.grad
     def result(x):
         def loss(x):
@@ -150,9 +162,10 @@ def test_constant_instance_at_second_order(spatial, value, implementation):
     # Each mean doubles the largest term at most; z is off by xhat at most (see above).
     scale = 8 * abs(gamma_r**3).max() * abs(w).max() ** 2
     u = tolerance.unit("float32")
-    xhat = ((1 + np.log2(positions)) * u) ** 2 * value * EPS**-0.5
-    bound = (3 * tolerance.arithmetic("float32", positions) + 2 * xhat * gamma.max()) * scale
-    np.testing.assert_allclose(jax.jit(result)(np.full(shape, value, np.float32)), expected, rtol=0, atol=bound)
+    for value in (0.1, 1e6):
+        xhat = ((1 + np.log2(positions)) * u) ** 2 * value * EPS**-0.5
+        bound = (3 * tolerance.arithmetic("float32", positions) + 2 * xhat * gamma.max()) * scale
+        np.testing.assert_allclose(result(np.full(shape, value, np.float32)), expected, rtol=0, atol=bound)
 
 
 @every_implementation
@@ -172,9 +185,10 @@ def test_constant_instance_beside_others(implementation):
 # Gradients of parameters
 
 
-@every_implementation
-@every_layout
-@pytest.mark.parametrize("parameter_dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("parameter_dtype", "channel_axis", "implementation"),
+    each_value(["bfloat16", "float32"], [1, -1], ["xla", "reference"]),
+)
 def test_parameter_gradients_are_summed_before_they_are_rounded(parameter_dtype, channel_axis, implementation):
     # As many as a batch of small images.
     x, dy = normal(64, 3, 2, 5), normal(64, 3, 2, 5, seed=1) + 1
@@ -196,34 +210,32 @@ def test_parameter_gradients_are_summed_before_they_are_rounded(parameter_dtype,
 # NaN and inf
 
 
-@every_implementation
-@every_layout
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("position", [(0, 0), (19, 19)], ids=str)
-def test_non_finite_values_stay_in_their_instance(position, value, channel_axis, implementation):
+@every_layout_and_implementation
+def test_non_finite_values_stay_in_their_instance(channel_axis, implementation):
     # Large enough that the first rows alone give the provisional center of the fused implementation.
     n, c, shape = 1, 2, (2, 3, 20, 20)
     x, residual, dy = (normal(*shape, seed=seed) for seed in range(3))
-    broken = x.copy()
-    broken[(n, c, *position)] = value
     options = {"channel_axis": channel_axis, "implementation": implementation, "activation": leaky_relu}
 
     for per_sample in (True, False):
         parameter = (2, 3) if per_sample else (3,)
         rest = [1 + normal(*parameter, seed=3) / 4, normal(*parameter, seed=4), residual]
         y, clean = norm_and_gradients([x, *rest], dy, **options)
-        y_broken, gradients = norm_and_gradients([broken, *rest], dy, **options)
         others = np.ones((2, 3), bool)
         others[n, c] = False
-        assert not np.isfinite(y_broken[n, c]).all()
-        assert not np.isfinite(gradients[0][n, c]).any()
-        # Bit for bit: other instances are computed from other numbers.
-        assert np.array_equal(y_broken[others], y[others])
         of_parameter = others if per_sample else np.arange(3) != c
-        for broken_gradient, gradient, rows in zip(
-            gradients, clean, [others, of_parameter, of_parameter, others], strict=True
-        ):
-            assert np.array_equal(broken_gradient[rows], gradient[rows])
+        for position, value in itertools.product([(0, 0), (19, 19)], [np.nan, np.inf, -np.inf]):
+            broken = x.copy()
+            broken[(n, c, *position)] = value
+            y_broken, gradients = norm_and_gradients([broken, *rest], dy, **options)
+            assert not np.isfinite(y_broken[n, c]).all()
+            assert not np.isfinite(gradients[0][n, c]).any()
+            # Bit for bit: other instances are computed from other numbers.
+            assert np.array_equal(y_broken[others], y[others])
+            for broken_gradient, gradient, rows in zip(
+                gradients, clean, [others, of_parameter, of_parameter, others], strict=True
+            ):
+                assert np.array_equal(broken_gradient[rows], gradient[rows])
 
 
 @every_implementation
@@ -303,12 +315,14 @@ def counted_compilations():
 unused_sizes = itertools.count(2)
 
 
-@every_implementation
-@pytest.mark.parametrize("order", [0, 2])
+ACTIVATIONS = {
+    "function": lambda: jax.nn.silu,
+    "partial": lambda: functools.partial(jax.nn.leaky_relu, negative_slope=0.01),
+}
+
+
 @pytest.mark.parametrize(
-    "activation",
-    [lambda: jax.nn.silu, lambda: functools.partial(jax.nn.leaky_relu, negative_slope=0.01)],
-    ids=["function", "partial"],
+    ("activation", "order", "implementation"), each_value(["partial", "function"], [0, 2], ["xla", "reference"])
 )
 def test_new_values_do_not_compile_again(activation, order, implementation):
     # A shape of its own, so that the first call does compile.
@@ -318,7 +332,7 @@ def test_new_values_do_not_compile_again(activation, order, implementation):
     def call(x):
         # The activation is written into the call, as a user would: a new partial every time.
         def loss(x):
-            return jnp.sum(instance_norm(x, activation=activation(), implementation=implementation))
+            return jnp.sum(instance_norm(x, activation=ACTIVATIONS[activation](), implementation=implementation))
 
         def penalty(x):
             return jnp.sum(jax.grad(loss)(x) ** 2)
@@ -350,10 +364,13 @@ def saved_arrays(capsys, norm, *arguments):
     return sorted(line for line in capsys.readouterr().out.splitlines() if size in line)
 
 
-@every_layout
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("jit", [False, True], ids=["", "jit"])
-def test_only_x_is_saved(capsys, jit, dtype, channel_axis):
+@pytest.mark.parametrize(
+    ("normalize", "jit", "dtype", "channel_axis"),
+    each_value([instance_norm, group_norm], [True, False], ["float32", "bfloat16"], [1, -1]),
+)
+def test_only_x_is_saved(capsys, normalize, jit, dtype, channel_axis):
+    if normalize is group_norm:
+        normalize = functools.partial(group_norm, group_size=3)
     short = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     x, residual = (jnp.asarray(normal(2, 3, 4, 3, seed=seed), dtype) for seed in range(2))
     gamma = jnp.ones(3)
@@ -361,7 +378,7 @@ def test_only_x_is_saved(capsys, jit, dtype, channel_axis):
 
     def norm(activation):
         def plain(x, gamma, residual=None):
-            return instance_norm(
+            return normalize(
                 x, gamma, residual=residual, channel_axis=channel_axis, activation=activation, implementation="xla"
             )
 
@@ -395,12 +412,14 @@ def random_mask(shape, seed=9):
     return mask
 
 
-MASKS = [(2, 3, 4, 5), (2, 1, 4, 5), (1, 3, 4, 5), (1, 1, 4, 5), (2, 1, 4, 5), (3, 4, 5), (4, 5)]
+MASKS = [(2, 3, 4, 5), (2, 1, 4, 5), (1, 1, 4, 5), (3, 4, 5), (1, 3, 4, 5), (4, 5)]
 
 
-@pytest.mark.parametrize("implementation", [None, "reference"])
-@every_layout
-@pytest.mark.parametrize("shape", MASKS, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "implementation"),
+    each_value(MASKS, [1, -1], [None, "reference"]),
+    ids=str,
+)
 def test_where_is_the_norm_of_the_counted_positions(shape, channel_axis, implementation):
     x, mask = 3 * normal(2, 3, 4, 5) + 1, random_mask(shape)
     expected, mean, var = masked_by_hand(x, mask, EPS)
@@ -428,24 +447,29 @@ def test_where_everything_counts():
 
 
 @pytest.mark.usefixtures("x64")
-def test_where_derivatives():
+@pytest.mark.parametrize(
+    ("implementation", "order", "mode"),
+    [
+        ("xla", 1, "rev"),
+        pytest.param("xla", 2, "rev", marks=exhaustive),
+        pytest.param("reference", 2, "rev", marks=exhaustive),
+        pytest.param("reference", 1, "fwd", marks=exhaustive),
+    ],
+)
+def test_where_derivatives(implementation, order, mode):
     x = normal(2, 2, 3, 4).astype(np.float64)
     mask = random_mask((2, 2, 3, 4))
 
-    def function(implementation, x):
+    def function(x):
         norm = functools.partial(instance_norm, activation=jnp.tanh, implementation=implementation)
         return norm(x, where=mask), instance_moments(x, where=mask)
 
-    check_grads(functools.partial(function, "reference"), (x,), order=1, modes=("fwd",))
-    for implementation in ("xla", "reference"):
-        check_grads(jax.jit(functools.partial(function, implementation)), (x,), order=2, modes=("rev",))
+    check_grads(jax.jit(function), (x,), order=order, modes=(mode,))
 
 
 @every_layout
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
-def test_where_values_that_do_not_count_change_nothing(value, channel_axis):
+def test_where_values_that_do_not_count_change_nothing(channel_axis):
     x, mask = normal(2, 3, 4, 5), random_mask((2, 3, 4, 5))
-    broken = np.where(mask, x, np.float32(value))
     arguments = [1 + normal(3, seed=1) / 4, normal(3, seed=2), normal(2, 3, 4, 5, seed=3)]
     # The loss does not see those positions either: padding, say.
     dy = np.where(mask, normal(2, 3, 4, 5, seed=4), np.float32(0))
@@ -453,12 +477,14 @@ def test_where_values_that_do_not_count_change_nothing(value, channel_axis):
     options = {"channel_axis": channel_axis, "where": where, "activation": leaky_relu}
 
     y, (dx, *gradients) = norm_and_gradients([x, *arguments], dy, **options)
-    y_broken, (dx_broken, *gradients_broken) = norm_and_gradients([broken, *arguments], dy, **options)
-    assert np.array_equal(y_broken[mask], y[mask])
-    assert np.array_equal(dx_broken[mask], dx[mask])
-    assert np.array_equal(dx_broken[~mask], np.zeros_like(dx[~mask]))
-    for broken_gradient, gradient in zip(gradients_broken, gradients, strict=True):
-        assert np.array_equal(broken_gradient, gradient)
+    for value in (np.nan, np.inf, 1e38):
+        broken = np.where(mask, x, np.float32(value))
+        y_broken, (dx_broken, *gradients_broken) = norm_and_gradients([broken, *arguments], dy, **options)
+        assert np.array_equal(y_broken[mask], y[mask])
+        assert np.array_equal(dx_broken[mask], dx[mask])
+        assert np.array_equal(dx_broken[~mask], np.zeros_like(dx[~mask]))
+        for broken_gradient, gradient in zip(gradients_broken, gradients, strict=True):
+            assert np.array_equal(broken_gradient, gradient)
 
 
 def test_where_a_value_that_does_not_count_is_normalized_nevertheless():

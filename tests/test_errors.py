@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tolerance
+from cases import each_value, exhaustive, some
 
 import jaxnorm
 from jaxnorm import instance_moments, instance_norm
@@ -277,7 +279,8 @@ def test_least_eps_depends_on_the_dtype():
             instance_norm(x, eps=1e-310)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "reference"])
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", some(["xla", "reference"], "xla"))
 def test_least_eps_depends_on_the_number_of_positions(implementation):
     """At that eps the squares of as many numbers as small as its root are not lost; what is smaller is refused."""
     for positions in (4, 1000, 10**6):
@@ -285,7 +288,8 @@ def test_least_eps_depends_on_the_number_of_positions(implementation):
         x = np.sqrt(least) * np.random.default_rng(0).standard_normal((1, 1, positions))
         y = instance_norm(jnp.asarray(x, jnp.float32), eps=least, implementation=implementation)
         want = (x - x.mean()) / np.sqrt(x.var() + least)
-        np.testing.assert_allclose(y, want, rtol=0, atol=4e-6)
+        bound = tolerance.sums_around(1, positions) * np.abs(want).max()
+        np.testing.assert_allclose(y, want, rtol=0, atol=bound)
         with raises(ValueError, "eps must be a finite number > 0", "the squares of so many numbers"):
             instance_norm(jnp.asarray(x, jnp.float32), eps=least / 1.1, implementation=implementation)
 
@@ -361,15 +365,6 @@ def test_activation_is_not_its_result(x):
 def test_activation_keeps_the_shape(x, activation):
     with raises(ValueError, "activation must return an array of the shape of its input", "Apply it after the norm."):
         instance_norm(x, activation=activation)
-
-
-def test_an_error_in_an_activation_is_the_user_s(x):
-    def broken(z):
-        raise KeyError("my own mistake")
-
-    for call in (instance_norm, jax.jit(instance_norm, static_argnames="activation")):
-        with raises(KeyError, "my own mistake"):
-            call(x, activation=broken)
 
 
 @pytest.mark.parametrize(
@@ -448,8 +443,8 @@ def test_moments(x, moments, exception, parts):
         instance_norm(x, moments=moments)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["NumPy", "JAX"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "array"), each_value(["float32", "bfloat16"], [np.asarray, jnp.asarray]))
 def test_a_variance_is_not_negative(x, array, dtype):
     mean, variance = jnp.zeros(3, dtype), array(jnp.asarray([1, -0.25, 2], dtype))
     message = ("the variance of moments must not be negative, or y is NaN", "got -0.25 in it", "jnp.maximum(var, 0)")
@@ -531,6 +526,7 @@ def test_there_is_one_layer_for_every_rank(name):
         getattr(jaxnorm, name)
 
 
+@pytest.mark.slow
 def test_the_layers_need_flax(run_python):
     run_python("""
 import sys
@@ -554,6 +550,7 @@ for ask in ("jaxnorm.InstanceNorm", "jaxnorm.nnx", "from jaxnorm import Instance
 """)
 
 
+@pytest.mark.slow
 def test_flax_is_imported_before_our_modules_that_need_it(run_python):
     """Two threads that import Flax's modules, which import each other, from different ends would wait forever."""
     run_python("""
@@ -573,9 +570,10 @@ assert "flax.linen" in sys.modules
 
 
 @pytest.mark.slow
-def test_threads_may_ask_for_the_layers_at_once(run_python):
-    for _ in range(4):
-        run_python("""
+@exhaustive
+@pytest.mark.parametrize("attempt", range(4))
+def test_threads_may_ask_for_the_layers_at_once(run_python, attempt):
+    run_python("""
 import threading
 import jaxnorm
 

@@ -1,10 +1,11 @@
-"""Both layers, linen and NNX, take the place of Flax's, and do what they do beyond that.
+"""The layers, linen and NNX, of instance and group norm, replace Flax's, and do what they do beyond that.
 
 Where they are compared with Flax by value they run in float64, so that a difference in meaning cannot hide in rounding.
 Flax is told to compute the two-pass variance, the one that is right.
 """
 
 import functools
+import itertools
 import re
 
 import jax
@@ -13,10 +14,15 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
+from cases import each_value, exhaustive, some
 from flax import nnx
 from layers import (
+    INSTANCES,
+    KINDS,
     NNX,
+    SHAPE,
     Linen,
+    NNXGroups,
     assert_close_trees,
     assert_is_the_formula,
     assert_same_as_flax,
@@ -24,15 +30,17 @@ from layers import (
     flax_s,
     normal,
     result_and_gradients,
+    weights,
 )
 
 import jaxnorm
 
-SHAPE = (2, 5, 6, 3)
-POSITIONS = 30
+POSITIONS = 30 * 4
 HALF_AND_SINGLE = ["float16", "bfloat16", "float32"]
 x64 = pytest.mark.usefixtures("x64")
-pytestmark = pytest.mark.parametrize("kind", [Linen, NNX])
+pytestmark = pytest.mark.slow
+every_instance_kind = pytest.mark.parametrize("kind", INSTANCES)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def raises(exception, *parts):
@@ -45,38 +53,47 @@ def raises(exception, *parts):
 
 @x64
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"epsilon": 1e-2},
-        {"use_bias": False},
-        {"use_scale": False},
-        {"use_bias": False, "use_scale": False},
-        {"param_dtype": "float64"},
-    ],
+    ("options", "kind"),
+    each_value(
+        [
+            {},
+            {"epsilon": 1e-2},
+            {"use_bias": False},
+            {"use_scale": False},
+            {"use_bias": False, "use_scale": False},
+            {"param_dtype": "float64"},
+        ],
+        KINDS,
+    ),
     ids=str,
 )
 def test_same_results(kind, options):
     assert_same_as_flax(kind, SHAPE, POSITIONS, options)
 
 
-@pytest.mark.slow
+FEATURE_AXES = [
+    ((2, 3, 5, 6), 1),
+    ((2, 5, 6, 3), [3]),
+    ((2, 3, 4, 5, 2), (-1, 2, 1)),
+    ((2, 7, 3), -1),
+    ((2, 3, 7), 1),
+    ((2, 5, 6, 3), np.int64(-1)),
+    ((2, 5, 6, 3), (-1, 3)),
+    ((2, 5, 6, 3), (1, -1)),
+    ((2, 5, 3, 6), 2),
+    ((2, 3, 4, 5, 2), 1),
+    ((2, 3, 1, 1, 2), -1),
+    ((0, 3, 4, 2), -1),
+]
+
+
 @x64
 @pytest.mark.parametrize(
-    ("shape", "feature_axes"),
+    ("kind", "shape", "feature_axes"),
     [
-        ((2, 7, 3), -1),
-        ((2, 3, 7), 1),
-        ((2, 3, 5, 6), 1),
-        ((2, 5, 6, 3), [3]),
-        ((2, 5, 6, 3), np.int64(-1)),
-        ((2, 5, 6, 3), (-1, 3)),
-        ((2, 5, 6, 3), (1, -1)),
-        ((2, 5, 3, 6), 2),
-        ((2, 3, 4, 5, 2), 1),
-        ((2, 3, 4, 5, 2), (-1, 2, 1)),
-        ((2, 3, 1, 1, 2), -1),
-        ((0, 3, 4, 2), -1),
+        pytest.param(kind, *case, marks=[] if INSTANCES[i % 2] is kind and i < 3 else exhaustive)
+        for i, case in enumerate(FEATURE_AXES)
+        for kind in INSTANCES
     ],
     ids=str,
 )
@@ -87,13 +104,17 @@ def test_same_results_for_feature_axes(kind, shape, feature_axes):
 
 @x64
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "kind"),
     [
-        (SHAPE, "bool"),
-        ((2, 5, 6, 1), "uint8"),
-        ((1, 5, 6, 1), "int32"),
-        ((2, 1, 6, 3), "float32"),
-        ((5, 6, 1), "bool"),
+        (SHAPE, "bool", Linen),
+        ((2, 5, 6, 1), "uint8", NNX),
+        pytest.param(SHAPE, "bool", NNX, marks=exhaustive),
+        pytest.param((2, 5, 6, 1), "uint8", Linen, marks=exhaustive),
+        *(
+            pytest.param(shape, dtype, kind, marks=exhaustive)
+            for shape, dtype in (((1, 5, 6, 1), "int32"), ((2, 1, 6, 12), "float32"), ((5, 6, 1), "bool"))
+            for kind in INSTANCES
+        ),
     ],
     ids=str,
 )
@@ -102,36 +123,46 @@ def test_same_results_with_a_mask(kind, shape, dtype):
     assert_same_as_flax(kind, SHAPE, POSITIONS, {}, mask=mask)
 
 
-@pytest.mark.parametrize("dtype", [None, *HALF_AND_SINGLE])
-@pytest.mark.parametrize("x_dtype", [*HALF_AND_SINGLE, "bool", "uint8", "int16", "int32"])
-def test_same_output_dtype(kind, x_dtype, dtype):
-    assert_same_dtypes(kind, SHAPE, x_dtype, dtype, HALF_AND_SINGLE)
+@every_kind
+def test_same_output_dtype(kind, seed):
+    dtypes = [None, *HALF_AND_SINGLE]
+    for x_dtype, dtype in itertools.product([*HALF_AND_SINGLE, "bool", "uint8", "int16", "int32"], dtypes):
+        assert_same_dtypes(kind, x_dtype, dtype, HALF_AND_SINGLE, seed := seed + 1)
 
 
 @x64
-@pytest.mark.parametrize("dtype", [None, "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("x_dtype", ["bfloat16", "float32", "float64", "int64"])
-def test_same_output_dtype_with_64_bits(kind, x_dtype, dtype):
-    assert_same_dtypes(kind, SHAPE, x_dtype, dtype, ["bfloat16", "float32", "float64"])
+@every_kind
+def test_same_output_dtype_with_64_bits(kind, seed):
+    for x_dtype, dtype in itertools.product(
+        ["bfloat16", "float32", "float64", "int64"], [None, "bfloat16", "float32", "float64"]
+    ):
+        assert_same_dtypes(kind, x_dtype, dtype, ["bfloat16", "float32", "float64"], seed := seed + 1)
 
 
 # Numbers in every dtype
 
 
-@pytest.mark.parametrize("offset", [0, 1e2, 1e4])
-@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
-@pytest.mark.parametrize("x_dtype", HALF_AND_SINGLE)
+def assert_layer_is_the_formula(y, layer, x, **options):
+    assert_is_the_formula(y, layer.parameters, x, group_size=layer.group_size, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x_dtype", "dtype", "offset"),
+    each_value(KINDS, ["float32", "bfloat16", "float16"], ["bfloat16", None, "float16"], [1e4, 0, 1e2]),
+)
 def test_the_statistics_see_the_input_as_it_comes(kind, x_dtype, dtype, offset):
-    # Whatever dtype says: bfloat16 has 8 bits, so that 1e4 and 1e4 + 30 are one number in it.
+    # Whatever dtype says: bfloat16 has 8 bits, so 1e4 and 1e4 + 30 are one number in it.
     x = (normal(*SHAPE) + offset).astype(x_dtype)
     layer = kind(SHAPE, dtype=dtype)
     y = layer(x)
     assert y.dtype == (dtype or "float32")
-    assert_is_the_formula(y, layer.parameters, x)
+    assert_layer_is_the_formula(y, layer, x)
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
-@pytest.mark.parametrize("x_dtype", ["bool", "uint8", "int16", "int32"])
+@pytest.mark.parametrize(
+    ("kind", "x_dtype", "dtype"),
+    each_value(KINDS, ["int32", "uint8", "int16", "bool"], [None, "bfloat16", "float16"]),
+)
 def test_integers_are_converted(kind, x_dtype, dtype):
     # float16 does not reach 70000.
     offset = {"bool": 0, "uint8": 200, "int16": 1000, "int32": 70000}[x_dtype]
@@ -139,38 +170,33 @@ def test_integers_are_converted(kind, x_dtype, dtype):
     layer = kind(SHAPE, dtype=dtype)
     y = layer(x)
     assert y.dtype == (dtype or "float32")
-    assert_is_the_formula(y, layer.parameters, x)
+    assert_layer_is_the_formula(y, layer, x)
 
 
 # activation and residual
 
 
-@pytest.mark.parametrize("implementation", [None, "xla", "reference"])
-@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
-@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
-def test_activation_and_residual(kind, with_residual, activation, implementation):
-    x = 100 + normal(*SHAPE)
-    residual = normal(*SHAPE, seed=1) if with_residual else None
+@pytest.mark.parametrize(
+    ("kind", "with_residual", "activation", "implementation", "with_mask"),
+    each_value(KINDS, [True, False], ["silu", "relu", "none"], [None, "reference", "xla"], [True, False]),
+)
+def test_activation_residual_and_mask(kind, with_residual, activation, implementation, with_mask):
+    x, mask = 100 + normal(*SHAPE), np.random.default_rng(1).random(SHAPE) > 0.4
+    mask[..., ::4] = True
+    given = {"residual": normal(*SHAPE, seed=1)} if with_residual else {}
     layer = kind(SHAPE, activation=oracle.ACTIVATIONS[activation].jax, implementation=implementation)
-    assert_is_the_formula(layer(x, residual=residual), layer.parameters, x, activation=activation, residual=residual)
-
-
-def test_activation_and_residual_with_a_mask(kind):
-    x, residual, mask = normal(*SHAPE), normal(*SHAPE, seed=1), np.random.default_rng(1).random(SHAPE) > 0.4
-    layer = kind(SHAPE, activation=jnp.tanh)
-    y = layer(x, residual=residual, mask=mask)
-    assert_is_the_formula(y, layer.parameters, x, activation="tanh", residual=residual, where=mask)
+    y = layer(x, **given, **({"mask": mask} if with_mask else {}))
+    assert_layer_is_the_formula(y, layer, x, activation=activation, where=mask if with_mask else None, **given)
 
 
 @x64
 @pytest.mark.parametrize(
-    "activation",
-    [None, functools.partial(jax.nn.leaky_relu, negative_slope=0.2), jax.nn.silu],
-    ids=["none", "leaky_relu", "silu"],
+    ("kind", "activation", "with_residual"),
+    each_value(KINDS, ["silu", "leaky_relu", "none"], [True, False]),
 )
-@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
 def test_fused_equals_composed(kind, with_residual, activation):
     """Gradients too."""
+    activation = oracle.ACTIVATIONS[activation].jax
     x = normal(*SHAPE, dtype="float64")
     residual = normal(*SHAPE, seed=1, dtype="float64") if with_residual else None
     fused, parameters = kind(SHAPE, activation=activation, implementation="xla").functional()
@@ -188,7 +214,7 @@ def test_fused_equals_composed(kind, with_residual, activation):
     assert_close_trees(*results, x.size, POSITIONS)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "own"])
+@pytest.mark.parametrize(("kind", "activation"), each_value(KINDS, ["tanh", "own"]))
 def test_the_result_is_rounded_once(kind, activation):
     x, residual = (normal(*SHAPE, seed=seed, dtype="bfloat16") for seed in range(2))
     layer = kind(SHAPE, dtype=jnp.bfloat16, activation=oracle.ACTIVATIONS[activation].jax)
@@ -196,42 +222,45 @@ def test_the_result_is_rounded_once(kind, activation):
     assert y.dtype == jnp.bfloat16
     parameters = {name: np.asarray(layer.parameters[key]) for name, key in (("gamma", "scale"), ("beta", "bias"))}
     options = {"eps": 1e-6, "channel_axes": (-1,), "residual": residual, "activation": activation}
-    exact, magnitude = oracle.instance_norm(x, **parameters, **options)
+    exact, magnitude = oracle.instance_norm(x, **parameters, **options, group_size=kind.group_size)
     # |activation| < 1, whose slope is at most 1: it takes over the error of z, and its result is rounded.
     bound = tolerance.arithmetic("bfloat16", POSITIONS) * magnitude + tolerance.forward("bfloat16", POSITIONS, 1)
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("residual_dtype", HALF_AND_SINGLE)
+@pytest.mark.parametrize(("kind", "residual_dtype"), each_value(INSTANCES, HALF_AND_SINGLE))
 def test_the_residual_does_not_change_the_output_dtype(kind, residual_dtype):
-    x, residual = normal(*SHAPE, dtype="bfloat16"), normal(*SHAPE, dtype=residual_dtype)
+    x, residual = (jax.ShapeDtypeStruct(SHAPE, dtype) for dtype in ("bfloat16", residual_dtype))
     for dtype, result in ((None, "float32"), ("bfloat16", "bfloat16")):
-        assert kind(SHAPE, dtype=dtype)(x, residual=residual).dtype == result
+        layer = kind(SHAPE, dtype=dtype)
+        assert jax.eval_shape(lambda x, residual, layer=layer: layer(x, residual=residual), x, residual).dtype == result
 
 
-@pytest.mark.parametrize("transformation", [lambda f: f, jax.jit], ids=["", "jit"])
+@pytest.mark.parametrize("kind", some(KINDS, Linen, NNXGroups))
+@pytest.mark.parametrize("transformation", some([jax.jit, lambda f: f], jax.jit), ids=["jit", ""])
 def test_a_module_as_activation_is_trained_with_the_layer(kind, transformation):
     """As if it were called after the norm, with the gradient of its slope."""
     x = normal(*SHAPE, seed=1)
-    fused, parameters = kind(SHAPE, activation=kind.prelu()).functional()
-    norm, norm_parameters = kind(SHAPE).functional()
-
-    def composed(parameters, slope, x):
-        z = norm(parameters, x)
-        return jnp.where(z >= 0, z, slope * z)
-
+    layer = kind(SHAPE, activation=kind.prelu())
+    fused, parameters = layer.functional()
     y, (grads, dx) = transformation(functools.partial(result_and_gradients, fused))(parameters, x)
-    want, (want_norm, want_slope, want_dx) = result_and_gradients(composed, norm_parameters, jnp.float32(0.01), x)
     named = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(grads)}
-    slope = [value for name, value in named.items() if "negative_slope" in name]
-    others = [value for name, value in named.items() if "negative_slope" not in name]
+
+    scale, bias = (np.asarray(layer.parameters[name]) for name in ("scale", "bias"))
+    options = {"channel_axes": (-1,), "group_size": kind.group_size}
+    z, magnitude = oracle.instance_norm(x, scale, bias, 1e-6, **options)
+    slope = np.where(z >= 0, 1, 0.01)
+    dy = weights(y.shape)
+    bound = tolerance.forward("float32", POSITIONS, magnitude)
+    np.testing.assert_allclose(y, slope * z, rtol=0, atol=bound)
+    want = oracle.gradients(dy * slope, x, scale, bias, eps=1e-6, **options)
+    want["negative_slope"] = np.sum(dy * np.where(z < 0, z, 0))
     # Sums over N and the positions of at most 1, and |xhat| <= sqrt(M); dx is one position of an instance.
-    terms = x.size * np.sqrt(POSITIONS)
-    bound = 2 * tolerance.parameter_gradient("float32", "float32", POSITIONS, terms)
-    for got, wanted in zip(
-        [y, *slope, *others, dx], [want, want_slope, *jax.tree.leaves(want_norm), want_dx], strict=True
-    ):
-        np.testing.assert_allclose(got.reshape(wanted.shape), wanted, rtol=0, atol=bound)
+    bound = 2 * tolerance.parameter_gradient("float32", "float32", POSITIONS, x.size * np.sqrt(POSITIONS))
+    for name, key in {"scale": "gamma", "bias": "beta", "negative_slope": "negative_slope"}.items():
+        (got,) = (value for path, value in named.items() if name in path)
+        np.testing.assert_allclose(np.reshape(got, want[key].shape), want[key], rtol=0, atol=bound)
+    np.testing.assert_allclose(dx, want["x"], rtol=0, atol=bound)
 
 
 # axis_name: the positions of an instance spread over shards, (shards, N, rows, columns, C)
@@ -244,10 +273,10 @@ def whole(x):
     return np.moveaxis(np.asarray(x), 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
-@pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
+@pytest.mark.parametrize(("kind", "with_mask"), each_value(KINDS, [True, False]))
 def test_shards_under_vmap(kind, with_mask):
     # Shards of unequal statistics, and of unequal counts.
-    x = normal(SHARDS, 2, 3, 4, 3) + 100 * jnp.arange(SHARDS).reshape(SHARDS, 1, 1, 1, 1)
+    x = normal(SHARDS, 2, 3, 4, 12) + 100 * jnp.arange(SHARDS).reshape(SHARDS, 1, 1, 1, 1)
     counts = np.random.default_rng(3).random(x.shape) > np.linspace(0.1, 0.9, SHARDS).reshape(SHARDS, 1, 1, 1, 1)
     mask = counts if with_mask else np.ones_like(counts)
     layer = kind(x.shape[1:], axis_name="shards")
@@ -257,9 +286,10 @@ def test_shards_under_vmap(kind, with_mask):
         return function(parameters, x, mask=mask if with_mask else None)
 
     y = jax.vmap(run, in_axes=(None, 0, 0), axis_name="shards")(parameters, x, mask)
-    assert_is_the_formula(jnp.asarray(whole(y)), layer.parameters, whole(x), where=whole(mask))
+    assert_layer_is_the_formula(jnp.asarray(whole(y)), layer, whole(x), where=whole(mask))
 
 
+@every_kind
 def test_an_axis_that_is_not_mapped(kind):
     layer = kind(SHAPE, axis_name="shards")
     with raises(NameError, "shards"):
@@ -269,6 +299,7 @@ def test_an_axis_that_is_not_mapped(kind):
 # Errors
 
 
+@every_instance_kind
 @pytest.mark.parametrize(
     ("options", "inputs", "exception", "parts"),
     [
@@ -296,6 +327,7 @@ def test_errors_in_the_words_of_the_layer(kind, options, inputs, exception, part
         call_as_first(kind, options, x, inputs)
 
 
+@every_instance_kind
 @pytest.mark.parametrize(
     ("x", "exception", "parts"),
     [
@@ -319,6 +351,7 @@ def call_as_first(kind, options, x, inputs):
         jaxnorm.InstanceNorm(**options).init(jax.random.key(0), x, **inputs)
 
 
+@every_instance_kind
 def test_what_is_wrong_with_an_activation_is_said(kind):
     def broken(z):
         raise KeyError("my own mistake")

@@ -2,20 +2,25 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mesh_report
 import pytest
+from cases import exhaustive, some
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 PYTHONPATH = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
 
 
-def reports(style):
+def reports(cases):
     """A process of its own: the number of devices is fixed when JAX starts."""
     done = subprocess.run(
-        [sys.executable, TESTS / "mesh_report.py", style],
+        [sys.executable, TESTS / "mesh_report.py", *map(" | ".join, cases)],
         env=os.environ | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
@@ -25,22 +30,25 @@ def reports(style):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("style", "placements"),
-    [
-        ("auto", 27),
-        ("auto, with the rule for GPUs", 27),
-        ("explicit", 19),
-        ("explicit data, auto space", 17),
-        ("shard_map", 14),
-        ("shard_map, check_vma=False", 4),
-        ("shard_map over data alone", 10),
-    ],
-)
-def test_every_placement(style, placements):
-    found = reports(style)
-    assert len(found) == placements
+@pytest.mark.timeout(301)
+@pytest.mark.parametrize("part", range(3))
+def test_every_placement_of_today(part, seed):
+    cases = sorted(mesh_report.of_today([*mesh_report.STYLES, mesh_report.AS_ON_GPUS], seed))
+    # Those with the rule for GPUs are in a process of their own.
+    others = [case for case in cases if case[0] != mesh_report.AS_ON_GPUS]
+    with_rule = [case for case in cases if case[0] == mesh_report.AS_ON_GPUS]
+    check_placements((others[::2], others[1::2], with_rule)[part])
+
+
+@exhaustive
+@pytest.mark.parametrize("style", [*mesh_report.STYLES, mesh_report.AS_ON_GPUS])
+def test_every_placement(style):
+    check_placements([(style, placement) for placement in mesh_report.style(style)[1]])
+
+
+def check_placements(cases):
+    found = reports(cases)
+    assert len(found) == len(cases)
     for report in found:
         name = report["placement"]
         assert max(report["errors"].values()) <= 1, (name, report["errors"])
@@ -78,8 +86,9 @@ divide_as_on_gpus()
 mesh = jax.make_mesh((2, 4), ("styles", "space"), axis_types=(AxisType.Auto,) * 2)
 place = lambda value, *spec: jax.device_put(value, NamedSharding(mesh, P(*spec)))
 xs, gammas = place(x, "styles", None, "space"), place(gamma, "styles")
-for name, transform in transformations.items():
-    for names in ({}, {"axis_name": "v"}, {"spmd_axis_name": "styles"}):
+for i, (name, transform) in enumerate(transformations.items()):
+    options = [{}, {"axis_name": "v"}, {"spmd_axis_name": "styles"}]
+    for names in options if EVERY_PAIR else [options[i]]:
         compiled = jax.jit(transform(norm, **names)).lower(xs, gammas).compile()
         for got, wanted in zip(jax.tree.leaves(compiled(xs, gammas)), jax.tree.leaves(want[name]), strict=True):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
@@ -108,9 +117,10 @@ transformations = {
 }
 x, gamma = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((2, 5, 6, 8), (2, 8))))
 bound = 300 * tolerance.arithmetic("float32", 120)
-for name, transformed in transformations.items():
+for i, (name, transformed) in enumerate(transformations.items()):
     want = jax.tree.leaves(jax.jit(transformed)(x, gamma))
-    for kinds in ((AxisType.Auto,) * 2, (AxisType.Explicit,) * 2):
+    options = [(AxisType.Auto,) * 2, (AxisType.Explicit,) * 2]
+    for kinds in options if EVERY_PAIR else [options[i % 2]]:
         mesh = jax.make_mesh((2, 4), ("data", "channels"), axis_types=kinds)
         with jax.set_mesh(mesh):
             divided = jax.device_put(x, NamedSharding(mesh, P("data", None, None, "channels")))
@@ -121,13 +131,31 @@ print("done")
 """
 
 
-@pytest.mark.slow
-def test_groups_that_are_cut_under_transformations(run_python, monkeypatch):
+@pytest.mark.parametrize("program", [VMAP, CUT_GROUPS], ids=["vmap over a divided axis", "groups that are cut"])
+@pytest.mark.parametrize("every_pair", some([False, True], False), ids=["each value", "every pair"])
+def test_transformations(program, every_pair, run_python, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    assert run_python(CUT_GROUPS).strip() == "done"
+    assert run_python(f"EVERY_PAIR = {every_pair}\n{program}").strip() == "done"
 
 
-@pytest.mark.slow
-def test_vmap_over_a_divided_axis(run_python, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    assert run_python(VMAP).strip() == "done"
+ONE_OF_MANY = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count={devices}"
+import jax, jax.numpy as jnp, jaxnorm
+assert jax.device_count() == {devices}
+
+def step(x, gamma):
+    loss = lambda x, gamma: jnp.sum(jaxnorm.instance_norm(x, gamma, activation=jax.nn.gelu) ** 2)
+    return jax.grad(loss, (0, 1))(x, gamma)
+
+lowered = jax.jit(step).lower(jnp.ones((4, 64, 48, 48)), jnp.ones(64))
+print(lowered.as_text())
+print(lowered.compile().as_text().partition("\\n")[2])
+"""
+
+
+def test_one_device_of_many_computes_as_one_alone(run_python):
+    """The same program, lowered and compiled; but XLA divides loops over as many threads as there are devices."""
+    alone, of_eight = (run_python(ONE_OF_MANY.format(devices=devices)) for devices in (1, 8))
+    partitions = re.compile(r'"outer_dimension_partitions":\[[^\]]*\]')
+    assert partitions.sub("", of_eight) == partitions.sub("", alone)

@@ -16,6 +16,7 @@ import optax
 import oracle
 import pytest
 import tolerance
+from cases import each_value, exhaustive, some
 from flax import nnx
 from layers import RANDOM, normal
 
@@ -27,6 +28,7 @@ POSITIONS = 30
 EPSILON = 1e-6
 FLAX = functools.partial(nnx.InstanceNorm, use_fast_variance=False)
 x64 = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.slow
 
 
 def layer(num_features=3, norm=InstanceNorm, **options):
@@ -108,7 +110,7 @@ class Net(nnx.Module):
 
 
 @x64
-@pytest.mark.parametrize("to", [InstanceNorm, nnx.InstanceNorm], ids=["from Flax", "to Flax"])
+@pytest.mark.parametrize("to", some([InstanceNorm, nnx.InstanceNorm], InstanceNorm), ids=["from Flax", "to Flax"])
 def test_checkpoints_move_both_ways(to):
     source_norm = FLAX if to is InstanceNorm else InstanceNorm
     target_norm = InstanceNorm if to is InstanceNorm else FLAX
@@ -121,7 +123,8 @@ def test_checkpoints_move_both_ways(to):
     x = normal(*SHAPE, dtype="float64")
     # Two norms, each with |xhat| <= sqrt(M); the second multiplies what the first one rounds.
     bound = 2 * tolerance.arithmetic("float64", POSITIONS) * 100 * POSITIONS
-    np.testing.assert_allclose(target(x), source(x), rtol=0, atol=bound)
+    run = nnx.jit(lambda module, x: module(x))
+    np.testing.assert_allclose(run(target, x), run(source, x), rtol=0, atol=bound)
 
 
 def test_own_promote_dtype_is_obeyed():
@@ -162,16 +165,19 @@ def assert_right_gradients(grads, module, x, dy, **options):
         np.testing.assert_allclose(ours[...], exact[name], rtol=0, atol=bound, err_msg=name)
 
 
-@pytest.mark.parametrize("transformation", [lambda f: f, nnx.jit, nnx.remat], ids=["plain", "jit", "remat"])
-@pytest.mark.parametrize("activation", ["none", "silu"])
+TRANSFORMATIONS = {"jit": nnx.jit, "remat": nnx.remat, "plain": lambda f: f}
+
+
+@pytest.mark.parametrize(("transformation", "activation"), each_value(list(TRANSFORMATIONS), ["silu", "none"]))
 def test_gradients(activation, transformation):
+    transformation = TRANSFORMATIONS[transformation]
     x, dy = 100 + normal(*SHAPE), normal(*SHAPE, seed=1)
     module = layer(activation=oracle.ACTIVATIONS[activation].jax)
     loss = transformation(lambda module, x: jnp.sum(dy * module(x)))
     assert_right_gradients(nnx.grad(loss)(module, x), module, x, dy, activation=activation)
 
 
-@pytest.mark.parametrize("optimizer", ["nnx.Optimizer", "plain gradient"])
+@pytest.mark.parametrize("optimizer", some(["nnx.Optimizer", "plain gradient"], "nnx.Optimizer"))
 def test_training_reduces_the_loss(optimizer):
     class Block(nnx.Module):
         def __init__(self, rngs):
@@ -270,17 +276,16 @@ def whole(x):
     return np.moveaxis(np.asarray(x), 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
-@pytest.mark.parametrize("vmap", [jax.vmap, nnx.vmap], ids=["jax.vmap", "nnx.vmap"])
-def test_shards_under_vmap(vmap):
+def test_shards_under_vmap_of_nnx():
     # Shards of unequal statistics.
     x = normal(SHARDS, 2, 3, 4, 3) + 100 * jnp.arange(SHARDS).reshape(SHARDS, 1, 1, 1, 1)
     module = layer(axis_name="shards")
-    y = vmap(lambda module, x: module(x), in_axes=(None, 0), axis_name="shards")(module, x)
+    y = nnx.vmap(lambda module, x: module(x), in_axes=(None, 0), axis_name="shards")(module, x)
     assert_is_the_formula(jnp.asarray(whole(y)), module, whole(x))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("groups", [None, ((0, 1), (2, 3))], ids=str)
+@exhaustive
+@pytest.mark.parametrize("groups", [((0, 1), (2, 3)), None], ids=str)
 def test_shards_under_shard_map(run_python, groups):
     printed = run_python(f"""
 import jax, json
@@ -505,10 +510,10 @@ def test_model_surgery():
 # Imports
 
 
-@pytest.mark.parametrize(
-    "program",
-    ["jaxnorm.nnx.InstanceNorm", "from jaxnorm import nnx; nnx.InstanceNorm", "import jaxnorm.nnx; jaxnorm.nnx"],
-)
+PROGRAMS = ["jaxnorm.nnx.InstanceNorm", "from jaxnorm import nnx; nnx.InstanceNorm", "import jaxnorm.nnx; jaxnorm.nnx"]
+
+
+@pytest.mark.parametrize("program", some(PROGRAMS, PROGRAMS[0]))
 def test_flax_is_imported_with_the_layer_only(run_python, program):
     run_python(
         "import sys, jaxnorm\n"

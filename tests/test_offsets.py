@@ -1,11 +1,14 @@
 """Right at any offset, and on data made to break a provisional center."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 import tolerance
+from cases import each_value
 
 import jaxnorm
 
@@ -17,21 +20,32 @@ def layouts(x):
     return [(x, -1), (np.ascontiguousarray(np.swapaxes(x, 1, 2)), 1)]
 
 
-@pytest.mark.parametrize("offset", [0, 1e2, 1e4, 1e6])
-@pytest.mark.parametrize("positions", [200, 4096, 65536])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_normal_data_at_an_offset(implementation, positions, offset):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("positions", "implementation", "layout"), each_value([4096, 65536, 200], IMPLEMENTATIONS, [0, 1])
+)
+def test_normal_data_at_an_offset(implementation, positions, layout):
     rng = np.random.default_rng(0)
-    data = (rng.standard_normal((2, positions, 4)) + offset).astype(np.float32)
-    weight = rng.standard_normal((2, positions, 4)).astype(np.float32)
-    for (x, axis), (dy, _) in zip(layouts(data), layouts(weight), strict=True):
+    normal, weight = rng.standard_normal((2, 2, positions, 4))
+    relative = tolerance.sums_around(1, positions)
+
+    @jax.jit
+    def norm_and_gradient(x, dy):
         y, pullback = jax.vjp(
-            lambda x, axis=axis: jaxnorm.instance_norm(x, channel_axis=axis, implementation=implementation), x
+            functools.partial(jaxnorm.instance_norm, channel_axis=axis, implementation=implementation), x
         )
-        y64, _ = oracle.instance_norm(x, channel_axes=(axis,))
-        np.testing.assert_allclose(y, y64, rtol=0, atol=3e-6)
+        return y, pullback(dy)[0]
+
+    dy, axis = layouts(weight.astype(np.float32))[layout]
+    for offset in (0, 1e2, 1e4, 1e6):
+        x, _ = layouts((normal + offset).astype(np.float32))[layout]
+        y, dx = norm_and_gradient(x, dy)
+        y64, magnitude = oracle.instance_norm(x, channel_axes=(axis,))
+        np.testing.assert_allclose(y, y64, rtol=0, atol=relative * magnitude)
         dx64 = oracle.gradients(dy, x, channel_axes=(axis,))["x"]
-        np.testing.assert_allclose(pullback(dy)[0], dx64, rtol=0, atol=1e-5 * np.abs(dx64).max())
+        # dx = rstd (dy - mean(dy) - xhat mean(dy xhat)), where both means are near 0, and rstd is near 1.
+        terms = np.abs(dy).max() * (2 + magnitude) / np.sqrt(x.var(3 - axis % 3, dtype=np.float64).min())
+        np.testing.assert_allclose(dx, dx64, rtol=0, atol=2 * relative * terms)
 
 
 def constant_border(x):
@@ -43,9 +57,15 @@ def constant_border(x):
 
 
 def first_rows_unlike_the_rest(x):
-    """The very rows the center is taken from sit elsewhere: the worst case of its bound."""
     x = x * 1e-3
     x[:, : x.shape[1] // 16] += 1000
+    return x
+
+
+def middle_rows_unlike_the_rest(x):
+    """The very rows from which the center is taken are elsewhere: the worst case of its bound."""
+    x, rows = x * 1e-3, x.shape[1]
+    x[:, rows // 2 - rows // 32 : rows // 2 + rows // 32] += 1000
     return x
 
 
@@ -71,6 +91,7 @@ def outlier_first(x):
 HOSTILE = [
     constant_border,
     first_rows_unlike_the_rest,
+    middle_rows_unlike_the_rest,
     first_row_unlike_the_rest,
     checkerboard,
     one_outlier,
@@ -78,25 +99,29 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize("implementation", ["xla", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("hostile", HOSTILE)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_hostile_data(implementation, hostile):
     data = hostile(np.random.default_rng(0).standard_normal((2, 4096, 4))).astype(np.float32)
     for x, axis in layouts(data):
         y64, magnitude = oracle.instance_norm(x, channel_axes=(axis,))
         y = jaxnorm.instance_norm(x, channel_axis=axis, implementation=implementation)
-        np.testing.assert_allclose(y, y64, rtol=0, atol=tolerance.forward("float32", 4096, magnitude))
+        bound = tolerance.forward("float32", 4096, magnitude)
+        if hostile is middle_rows_unlike_the_rest and implementation == "xla":
+            # The mean square is 16 variances, and so is the error of the sum of the squares.
+            bound = tolerance.sums_around(16, 4096) * magnitude
+        np.testing.assert_allclose(y, y64, rtol=0, atol=bound)
 
 
 def test_the_worst_case_of_the_center_is_in_the_data():
-    """first_rows_unlike_the_rest reaches the bound that xla.py states: (center - mean)^2 = 15 variances."""
-    x = first_rows_unlike_the_rest(np.random.default_rng(0).standard_normal((2, 4096, 4)))
-    center = x[:, : 4096 // 16].mean(1)
+    """middle_rows_unlike_the_rest reaches the bound of numerics.provisional_center: 15 variances."""
+    x = middle_rows_unlike_the_rest(np.random.default_rng(0).standard_normal((2, 4096, 4)))
+    center = x[:, 2048 - 128 : 2048 + 128].mean(1)
     np.testing.assert_allclose((center - x.mean(1)) ** 2 / x.var(1), 15, rtol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("offset", [0, 100, 1000])
+@pytest.mark.slow
+@pytest.mark.parametrize(("offset", "dtype"), each_value([1000, 100, 0], ["float16", "bfloat16"]))
 def test_half_precision_at_an_offset(dtype, offset):
     """The statistics are those of the rounded numbers; only the result is rounded again."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4096, 4)) * 8 + offset, dtype)
@@ -105,6 +130,7 @@ def test_half_precision_at_an_offset(dtype, offset):
     np.testing.assert_allclose(np.float64(y), y64, rtol=0, atol=tolerance.forward(dtype, 4096, magnitude))
 
 
+@pytest.mark.slow
 def test_float64_at_an_offset():
     with jax.enable_x64(True):
         x = np.random.default_rng(0).standard_normal((2, 4096, 4)) + 1e8
@@ -114,6 +140,7 @@ def test_float64_at_an_offset():
     np.testing.assert_allclose(y, y64, rtol=0, atol=tolerance.forward("float64", 4096, magnitude))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_subnormal_and_huge_scales(implementation):
     """eps is felt exactly at a small scale; at a large one float32 still has room."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerance
+from cases import each_value, some
 from flax import nnx
 from layers import NNX, Linen, normal
 
@@ -16,6 +17,7 @@ import jaxnorm
 
 STEPS, MOMENTUM, EPSILON = 3, 0.3, 1e-6
 SHAPE = (2, 6, 6, 8)
+pytestmark = pytest.mark.slow
 both = pytest.mark.parametrize("kind", [Linen, NNX])
 
 
@@ -53,9 +55,9 @@ def by_hand(batches, axis, mask):
 
 
 @both
-@pytest.mark.parametrize("seed", range(4))
-def test_the_averages_are_torch_s(kind, seed):
-    batches, axis, mask = draw(seed)
+@pytest.mark.parametrize("case", some(range(4), 0))
+def test_the_averages_are_torch_s(kind, case, seed):
+    batches, axis, mask = draw((seed, case))
     layer = tracking(kind, batches[0].shape, feature_axes=axis, use_scale=False, use_bias=False)
     given = {} if mask is None else {"mask": mask}
     for x in batches:
@@ -103,7 +105,7 @@ def test_samples_in_which_nothing_counts_are_left_out(kind):
 
 
 @both
-@pytest.mark.parametrize("transformation", [lambda f: f, jax.jit], ids=["", "jit"])
+@pytest.mark.parametrize("transformation", some([lambda f: f, jax.jit], jax.jit), ids=["", "jit"])
 def test_without_a_sample_the_old_values_stay(kind, transformation):
     layer = tracking(kind, SHAPE)
     train(layer, normal(*SHAPE))
@@ -115,9 +117,9 @@ def test_without_a_sample_the_old_values_stay(kind, transformation):
         np.testing.assert_array_equal(after["var"], before[1])
 
 
-@both
-@pytest.mark.parametrize("epsilon", [1e-3, 1e-6])
-@pytest.mark.parametrize("deviation", [1e-5, 3e-6, 1.0, 1e19])
+@pytest.mark.parametrize(
+    ("deviation", "epsilon", "kind"), each_value([3e-6, 1e-5, 1.0, 1e19], [1e-3, 1e-6], [Linen, NNX])
+)
 def test_the_variance_is_the_variance_itself(kind, deviation, epsilon):
     """Whatever eps is. At 1e19 the variances of 4 samples are 4e38 together, beyond float32."""
     x = np.float32(deviation * np.random.default_rng(0).standard_normal((4, 6, 6, 8)))
@@ -188,9 +190,9 @@ def test_averages_over_a_mapped_axis(kind):
     check_averages_over_the_axis(kind, under_vmap)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mapping", ["under_shard_map", "under_pmap"])
-def test_averages_over_devices(run_python, mapping):
+@pytest.mark.parametrize("mapping", some(["under_shard_map", "under_pmap"], "under_shard_map"))
+@pytest.mark.parametrize("kind", some(["Linen", "NNX"], "Linen"))
+def test_averages_over_devices(run_python, mapping, kind):
     run_python(f"""
 import sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
@@ -198,8 +200,7 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", {DEVICES})
 import test_running_statistics as tests
-for kind in (tests.Linen, tests.NNX):
-    tests.check_averages_over_the_axis(kind, tests.{mapping})
+tests.check_averages_over_the_axis(tests.{kind}, tests.{mapping})
 """)
 
 

@@ -1,6 +1,7 @@
-"""Every implementation under every transformation, against the same transformation of the float64 twin."""
+"""Instance and group norm under every transformation, against the same transformation of the float64 twin."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
+from cases import exhaustive, some
 from checked_call import draw
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -17,27 +19,38 @@ from jaxnorm import pallas_kernel
 
 SHAPE = (2, 5, 5, 8)
 POSITIONS = 25
+# Instances by every implementation, and groups of four channels.
+IMPLEMENTATIONS = {"xla": 1, "reference": 1, "groups by xla": 4, "groups by reference": 4, "pallas": 1}
 
 
-PLAIN = ["xla", "reference"]
+def group_size(norm):
+    return norm.keywords.get("group_size", 1)
 
 
-@pytest.fixture(params=[*PLAIN, pytest.param("pallas", marks=pytest.mark.slow)])
+def call(name):
+    """(x, gamma, beta) -> y."""
+    options = {"channel_axis": -1, "activation": jax.nn.silu, "implementation": name.removeprefix("groups by ")}
+    if IMPLEMENTATIONS[name] > 1:
+        return functools.partial(jaxnorm.group_norm, group_size=IMPLEMENTATIONS[name], **options)
+    return functools.partial(jaxnorm.instance_norm, **options)
+
+
+@functools.cache
+def twin(group_size):
+    """One object per size, for what is compiled once."""
+
+    def norm(x, gamma=None, beta=None):
+        return oracle.twin(x, gamma, beta, channel_axes=(-1,), group_size=group_size, activation="silu")
+
+    return norm
+
+
+@pytest.fixture
 def norm(request):
-    """(x, gamma, beta) -> y; the kernel runs in the interpreter, and has run."""
+    """The norm of a name; the kernel runs in the interpreter, and has run."""
     if request.param == "pallas":
         request.getfixturevalue("interpreter")
     return call(request.param)
-
-
-def call(implementation):
-    return functools.partial(
-        jaxnorm.instance_norm, channel_axis=-1, activation=jax.nn.silu, implementation=implementation
-    )
-
-
-def twin(x, gamma=None, beta=None):
-    return oracle.twin(x, gamma, beta, channel_axes=(-1,), activation="silu")
 
 
 def arguments(*lead):
@@ -54,16 +67,18 @@ def check(transformed, norm, *given, factor, jit=True):
     call = transformed(norm)
     got = (jax.jit(call) if jit else call)(*given)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        want = of_twin(transformed, *(jnp.asarray(value, jnp.float64) for value in given))
+        want = of_twin(transformed, group_size(norm), *(jnp.asarray(value, jnp.float64) for value in given))
+    factor *= GROUPS if group_size(norm) > 1 else 1
+    relative = factor * tolerance.arithmetic("float32", POSITIONS * group_size(norm))
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        atol = factor * tolerance.arithmetic("float32", POSITIONS) * float(np.abs(w).max())
+        atol = relative * float(np.abs(w).max())
         np.testing.assert_allclose(np.float64(g), w, rtol=0, atol=atol)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def of_twin(transformed, *given):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def of_twin(transformed, size, *given):
     """Compiled once for all implementations."""
-    return transformed(twin)(*given)
+    return transformed(twin(size))(*given)
 
 
 def energy(norm):
@@ -93,18 +108,11 @@ def layers(norm):
     return network
 
 
-@functools.cache
-def mapping(*in_axes, derivative=None):
-    """vmap of the norm, or of its derivative; one object for the same axes, for what is compiled once."""
-    return lambda norm: jax.vmap(norm if derivative is None else derivative(norm), in_axes)
-
-
 def some_mapped(*mapped):
     """The arguments, those that are mapped with an axis of 3 in front."""
     return [many if is_mapped else one for many, one, is_mapped in zip(arguments(3), arguments(), mapped, strict=True)]
 
 
-@functools.cache
 def in_shard_map(check_vma):
     def over_batch(norm):
         mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
@@ -114,132 +122,14 @@ def in_shard_map(check_vma):
     return over_batch
 
 
-# y has the error of one call, up to the scale of y itself; gradients about ten times that, which are differences of
-# sums; second derivatives amplify it by the condition of two further differentiations.
-Y, FIRST, SECOND = 4, 10, 100
-
-
-@pytest.mark.parametrize(
-    ("transformation", "factor"),
-    [
-        (lambda norm: norm, Y),
-        (gradients, FIRST),
-        (penalty, SECOND),
-        (hessian_vector, SECOND),
-        (lambda norm: jax.vmap(hessian_vector(norm), (0, None, None)), SECOND),
-        (lambda norm: gradients(layers(norm)), SECOND),
-        (in_shard_map(True), Y),
-        (lambda norm: gradients(in_shard_map(True)(norm)), FIRST),
-        (lambda norm: gradients(in_shard_map(False)(norm)), FIRST),
-        (lambda norm: penalty(in_shard_map(True)(norm)), SECOND),
-    ],
-    ids=[
-        "none",
-        "grad",
-        "grad of grad",
-        "hvp",
-        "vmap of hvp",
-        "scan",
-        "shard_map",
-        "grad of shard_map",
-        "grad of shard_map, check_vma=False",
-        "grad of grad of shard_map",
-    ],
-)
-def test_transformation(norm, transformation, factor):
-    check(transformation, norm, *arguments(), factor=factor)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("transformation", "factor"),
-    [(gradients, FIRST), (penalty, SECOND), (in_shard_map(True), Y)],
-    ids=["grad", "grad of grad", "shard_map"],
-)
-def test_transformation_without_jit(norm, transformation, factor):
-    check(transformation, norm, *arguments(), factor=factor, jit=False)
-
-
-def test_vmap_without_jit(norm):
-    check(mapping(0, None, 0), norm, *some_mapped(True, False, True), factor=Y, jit=False)
-
-
-@pytest.mark.parametrize(
-    "mapped", [(True, True, True), (True, False, False), (False, True, False), (True, False, True)]
-)
-@pytest.mark.parametrize("derivative", [None, gradients], ids=["vmap", "vmap of grad"])
-def test_vmap(norm, derivative, mapped):
-    axes = (0 if is_mapped else None for is_mapped in mapped)
-    factor = Y if derivative is None else FIRST
-    check(mapping(*axes, derivative=derivative), norm, *some_mapped(*mapped), factor=factor)
-
-
-def along_other_axes(norm):
-    return jax.vmap(norm, (2, 1, 0), out_axes=3)
-
-
-def test_vmap_along_other_axes(norm):
+def along_other_axes():
     x, gamma, beta = arguments(3)
-    check(along_other_axes, norm, jnp.moveaxis(x, 0, 2), gamma.T, beta, factor=Y)
+    return jnp.moveaxis(x, 0, 2), gamma.T, beta
 
 
 def every_pair(norm):
     """One axis of x, another of gamma and beta."""
     return jax.vmap(jax.vmap(norm, (None, 0, 0)), (0, None, None))
-
-
-def test_vmap_of_vmap(norm):
-    check(every_pair, norm, arguments(2)[0], *arguments(3)[1:], factor=Y)
-
-
-def gradients_of_vmap(norm):
-    return gradients(jax.vmap(norm, (0, None, 0)))
-
-
-def test_grad_of_vmap(norm):
-    check(gradients_of_vmap, norm, *some_mapped(True, False, True), factor=FIRST)
-
-
-@pytest.mark.slow
-def test_vmap_of_the_second_derivative(norm):
-    transformation = mapping(0, None, None, derivative=penalty)
-    check(transformation, norm, arguments(2)[0], *arguments()[1:], factor=SECOND)
-
-
-@functools.cache
-def through_layers(transformation):
-    return lambda norm: transformation(layers(norm))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("transformation", [penalty, hessian_vector], ids=["grad of grad", "HVP"])
-def test_second_derivative_of_scan(norm, transformation, request):
-    if norm.keywords["implementation"] == "pallas" and jax.__version_info__ < (0, 12):
-        # There scan drops custom_jvp rules where it evaluates its body in parts.
-        reason = "JAX before 0.12 differentiates the launch itself: rule for 'mpmd_map' not implemented"
-        request.applymarker(pytest.mark.xfail(raises=NotImplementedError, reason=reason, strict=True))
-        # The fixture wants a kernel to have run.
-        norm(*arguments())
-    check(through_layers(transformation), norm, *arguments(), factor=SECOND)
-
-
-# JAX refuses to differentiate a checkpoint around the ordered effects of the interpreter, and the interpreter asks for
-# the device of every named axis, those of vmap included: test_kernel_compiled.py has these for the kernel.
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("implementation", PLAIN)
-@pytest.mark.parametrize(
-    ("transformation", "factor"),
-    [
-        (lambda norm: gradients(jax.checkpoint(norm)), FIRST),
-        (lambda norm: gradients(jax.checkpoint(norm, policy=jax.checkpoint_policies.dots_saveable)), FIRST),
-        (lambda norm: gradients(layers(jax.checkpoint(norm))), SECOND),
-    ],
-    ids=["checkpoint", "checkpoint with a policy", "scan of checkpoint"],
-)
-def test_checkpoint(implementation, transformation, factor):
-    check(transformation, call(implementation), *arguments(), factor=factor)
 
 
 def centered(norm):
@@ -250,23 +140,125 @@ def centered(norm):
     return jax.vmap(one, axis_name="styles")
 
 
-@pytest.mark.parametrize("implementation", PLAIN)
-def test_vmap_with_a_name(implementation):
-    check(centered, call(implementation), *arguments(3), factor=Y)
+def of_x_alone(norm):
+    """The gamma and beta that are not given must vary as x does."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    mapped = jax.shard_map(norm, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    return lambda x, gamma, beta: jax.grad(energy(mapped))(x)
+
+
+# y has the error of one call, up to the scale of y itself; gradients about ten times that, which are differences of
+# sums; second derivatives amplify it by the condition of two further differentiations. In groups the rounded means of
+# the channels are compared with each other, in every derivative again.
+Y, FIRST, SECOND, GROUPS = 4, 10, 100, 3
+
+
+class Transformation(NamedTuple):
+    """A transformation, and which arguments have a mapped axis of size 3 in front, or the arguments."""
+
+    of: object
+    factor: int
+    given: object = (False, False, False)
+    # JAX refuses to differentiate a checkpoint around the ordered effects of the interpreter, and the interpreter asks
+    # for the device of every named axis, those of vmap included: test_kernel_compiled.py has these for the kernel.
+    by_kernel: bool = True
+
+    def arguments(self):
+        return self.given() if callable(self.given) else some_mapped(*self.given)
+
+
+X, GAMMA, X_BETA, ALL = (True, False, False), (False, True, False), (True, False, True), (True,) * 3
+TRANSFORMATIONS = {
+    "none": Transformation(lambda norm: norm, Y),
+    "grad": Transformation(gradients, FIRST),
+    "grad of grad": Transformation(penalty, SECOND),
+    "hvp": Transformation(hessian_vector, SECOND),
+    "vmap of hvp": Transformation(lambda norm: jax.vmap(hessian_vector(norm), (0, None, None)), SECOND, X),
+    "scan": Transformation(lambda norm: gradients(layers(norm)), SECOND),
+    "grad of grad of scan": Transformation(lambda norm: penalty(layers(norm)), SECOND),
+    "hvp of scan": Transformation(lambda norm: hessian_vector(layers(norm)), SECOND),
+    "shard_map": Transformation(in_shard_map(True), Y),
+    "grad of shard_map": Transformation(lambda norm: gradients(in_shard_map(True)(norm)), FIRST),
+    "grad of shard_map, check_vma=False": Transformation(lambda norm: gradients(in_shard_map(False)(norm)), FIRST),
+    "grad of grad of shard_map": Transformation(lambda norm: penalty(in_shard_map(True)(norm)), SECOND),
+    "shard_map of x alone": Transformation(of_x_alone, FIRST),
+    "vmap": Transformation(jax.vmap, Y, ALL),
+    "vmap over x": Transformation(lambda norm: jax.vmap(norm, (0, None, None)), Y, X),
+    "vmap over gamma": Transformation(lambda norm: jax.vmap(norm, (None, 0, None)), Y, GAMMA),
+    "vmap over x and beta": Transformation(lambda norm: jax.vmap(norm, (0, None, 0)), Y, X_BETA),
+    "vmap along other axes": Transformation(lambda norm: jax.vmap(norm, (2, 1, 0), out_axes=3), Y, along_other_axes),
+    "vmap of vmap": Transformation(every_pair, Y, lambda: (arguments(2)[0], *arguments(3)[1:])),
+    "vmap with a name": Transformation(centered, Y, ALL, by_kernel=False),
+    "vmap of grad": Transformation(lambda norm: jax.vmap(gradients(norm)), FIRST, ALL),
+    "vmap of grad over x": Transformation(lambda norm: jax.vmap(gradients(norm), (0, None, None)), FIRST, X),
+    "vmap of grad over gamma": Transformation(lambda norm: jax.vmap(gradients(norm), (None, 0, None)), FIRST, GAMMA),
+    "vmap of grad over x and beta": Transformation(lambda norm: jax.vmap(gradients(norm), (0, None, 0)), FIRST, X_BETA),
+    "grad of vmap": Transformation(lambda norm: gradients(jax.vmap(norm, (0, None, 0))), FIRST, X_BETA),
+    "vmap of grad of grad": Transformation(lambda norm: jax.vmap(penalty(norm), (0, None, None)), SECOND, X),
+    "checkpoint": Transformation(lambda norm: gradients(jax.checkpoint(norm)), FIRST, by_kernel=False),
+    "checkpoint with a policy": Transformation(
+        lambda norm: gradients(jax.checkpoint(norm, policy=jax.checkpoint_policies.dots_saveable)),
+        FIRST,
+        by_kernel=False,
+    ),
+    "scan of checkpoint": Transformation(lambda norm: gradients(layers(jax.checkpoint(norm))), SECOND, by_kernel=False),
+}
+KERNEL = pytest.param("pallas", marks=[pytest.mark.kernel, exhaustive])
+# `make test` has each transformation once in plain JAX, but for those that differ from others by more of the same, and
+# a few by the kernel.
+MORE_OF_THE_SAME = ("grad of grad of scan", "vmap of grad of grad", "checkpoint with a policy", "vmap of grad over x")
+BY_KERNEL = ("grad", "grad of grad", "scan", "grad of shard_map", "vmap over x and beta")
+IN_TURN = ("xla", "groups by xla", "xla", "reference", "xla", "groups by xla", "groups by reference")
+
+
+def cases():
+    for i, (name, transformation) in enumerate(TRANSFORMATIONS.items()):
+        for implementation in IMPLEMENTATIONS:
+            is_kernel = implementation == "pallas"
+            if is_kernel and not transformation.by_kernel:
+                continue
+            is_in_turn = implementation == IN_TURN[i % len(IN_TURN)] and name not in MORE_OF_THE_SAME
+            is_kept = name in BY_KERNEL if is_kernel else is_in_turn
+            marks = [pytest.mark.kernel] if is_kernel else []
+            marks += [pytest.mark.slow] if is_kernel or name not in ("grad", "vmap over x") else []
+            yield pytest.param(implementation, name, marks=marks if is_kept else [*marks, exhaustive])
+
+
+@pytest.mark.parametrize(("norm", "name"), list(cases()), indirect=["norm"])
+def test_transformation(norm, name, request):
+    transformation = TRANSFORMATIONS[name]
+    given = transformation.arguments()
+    if (
+        norm.keywords["implementation"] == "pallas"
+        and name in ("grad of grad of scan", "hvp of scan")
+        and jax.__version_info__ < (0, 12)
+    ):
+        # There scan drops custom_jvp rules where it evaluates its body in parts.
+        reason = "JAX before 0.12 differentiates the launch itself: rule for 'mpmd_map' not implemented"
+        request.applymarker(pytest.mark.xfail(raises=NotImplementedError, reason=reason, strict=True))
+        # The fixture wants a kernel to have run.
+        norm(*arguments())
+    check(transformation.of, norm, *given, factor=transformation.factor)
 
 
 @pytest.mark.slow
-def test_shard_map_of_x_alone(norm):
-    """The gamma and beta that are not given must vary as x does."""
-
-    def alone(norm):
-        mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
-        return jax.grad(energy(jax.shard_map(norm, mesh=mesh, in_specs=P("data"), out_specs=P("data"))))
-
-    check(alone, norm, arguments()[0], factor=FIRST)
+@pytest.mark.parametrize("norm", [*some(["xla", "groups by xla", "reference"], "xla"), KERNEL], indirect=True)
+@pytest.mark.parametrize("name", some(["grad", "vmap over x", "shard_map", "grad of grad"], "grad", "shard_map"))
+def test_transformation_without_jit(norm, name):
+    transformation = TRANSFORMATIONS[name]
+    check(transformation.of, norm, *transformation.arguments(), factor=transformation.factor, jit=False)
 
 
-@pytest.mark.parametrize("mapped", [(True, True, True), (True, False, False), (False, True, False)])
+@pytest.mark.slow
+def test_forward_mode_of_groups():
+    given = arguments()
+    check(lambda norm: lambda *given: jax.jvp(norm, given, given)[1], call("groups by reference"), *given, factor=FIRST)
+    with pytest.raises(TypeError, match="forward mode"):
+        jax.jvp(call("groups by xla"), given, given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapped", some([ALL, X, GAMMA], X), ids=str)
 def test_vmap_is_one_launch(interpreter, mapped, monkeypatch):
     norm = functools.partial(call("pallas"), activation=None)
     given = [value if is_mapped else value[0] for value, is_mapped in zip(arguments(3), mapped, strict=True)]

@@ -29,6 +29,16 @@ def arithmetic(dtype, positions: int) -> float:
     return (16 + np.log2(max(positions, 2)) + 4) * unit(statistics)
 
 
+def sums_around(share: float, positions: int) -> float:
+    """Relative error of y in float32 where the mean square around the provisional center is `share` variances.
+
+    The mean square has the error of a sum and of a quotient, relative to itself, so `share` times as much relative to
+    the variance; half of that reaches 1/sqrt. The share is 1 where the center is near the mean, as for most data, and
+    16 where the rows whose mean is the center are as far from the rest as they can be.
+    """
+    return (share * (np.log2(max(positions, 2)) + 1) / 2 + 4) * unit("float32")
+
+
 def forward(dtype, positions: int, magnitude: float) -> float:
     """Absolute tolerance of y; magnitude is the largest |xhat gamma| + |beta| + |residual|."""
     return (arithmetic(dtype, positions) + unit(dtype)) * magnitude + smallest(dtype)
