@@ -14,6 +14,7 @@ from jaxnorm.gpu import elementwise
 Z = np.concatenate([np.linspace(-12, 12, 4001), np.linspace(-1e-3, 1e-3, 101), [0.0, -0.0]]).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_value_and_pullback(name):
     activation = ACTIVATIONS[name]
@@ -53,6 +54,7 @@ def test_substitutes_at_the_ends(function):
     np.testing.assert_allclose(elementwise.evaluate(elementwise.trace(function), x), function(x), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("sign", [1, -1, Z / np.abs(Z + 1e-30), np.sign(np.sin(1e5 * Z))])
 def test_in_bfloat16_the_hardware_is_good_enough(name, sign):

@@ -36,6 +36,7 @@ others = (st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(list(DEVIC
 calls = st.tuples(views, *others)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(calls)
 @example(((472, 2, 1), 2, 1, DEVICES["A100"], 8.0))
@@ -62,6 +63,7 @@ def test_a_tile_fits_and_divides(call):
         assert tile.boxes <= MOST_BOXES
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(calls)
 def test_nobody_waits_for_a_block_that_cannot_run(call):
@@ -81,6 +83,7 @@ def test_nobody_waits_for_a_block_that_cannot_run(call):
         assert (tile.blocks_per_instance - 1) * tile.block_rows < tile.extent
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(calls)
 def test_every_row_and_lane_is_covered_once(call):
@@ -123,6 +126,7 @@ def _covered(starts, width, size):
     return [i for start in starts for i in range(start, min(start + width, size))]
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.tuples(huge_views, *others))
 def test_indices_fit_into_32_bits(call):
@@ -174,6 +178,7 @@ def test_the_largest_batch(positions, channels, itemsize, device, unit):
         assert int(row) * largest.lanes + int(lane) == (admitted * unit - 1) * positions
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(calls, st.integers(2, 20))
 def test_no_tile_that_fits_is_ranked_before_it(call, groups):
@@ -196,6 +201,7 @@ def rank(tile, device, issued):
     return not is_full(tile, device), microseconds(tile, device, issued) * handicap
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(calls)
 def test_every_block_of_a_group_gets_its_turn(call):
@@ -230,6 +236,7 @@ def test_every_block_of_a_group_gets_its_turn(call):
     assert waiting == [0] * kernels
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(calls)
 def test_bytes_stay_at_the_floor(call):
@@ -243,6 +250,7 @@ def test_bytes_stay_at_the_floor(call):
     assert exchanged <= math.prod(view) * itemsize * arrays / 20
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(calls)
 def test_the_center_comes_from_a_sixteenth_at_least(call):
