@@ -296,6 +296,13 @@ def test_preferences_on_h100(view, itemsize, arrays, row_bytes, cluster):
     assert (tile.row_bytes, tile.blocks_per_instance) == (row_bytes, cluster)
 
 
+def test_a_group_where_clusters_of_8_would_leave_sms_idle():
+    view, device = (3, 5001, 8), Device((9, 0), 20, 40 * 1024)
+    assert fits(bulk_tile("rows", view, 8, 8, 4, 1), device)
+    tile = find_tile(view, 4, 1, device)
+    assert (tile.synchronization, tile.blocks_per_instance) == ("group", 10)
+
+
 def test_small_instances_share_a_thread_block():
     tile = find_tile((8192, 196, 1), 4, 1, H100)
     assert (tile.reduces, tile.rows, tile.thread_blocks) == ("lanes", 16, 512)
