@@ -140,7 +140,8 @@ def test_a_race_is_seen(wrong, differing):
 
 def test_repeats_are_compared_bit_by_bit():
     """A NaN equals the same NaN, and -0.0 differs from 0.0; the first two runs are not compared with anything."""
-    signs = jnp.array([1, 1, 1, -1, -1, 1, 1], jnp.float32)
+    # The third run differs, which is the first one that is compared.
+    signs = jnp.array([1, 1, -1, -1, 1, 1, 1], jnp.float32)
 
     def count(flip):
         runs = iter(range(7))
