@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-x64 test-next test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-networks bench-overhead bench-growth execute execute-all notebooks docs
+.PHONY: help demo test test-fast test-x64 test-next test-oldest lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-groups bench-networks bench-overhead bench-growth execute execute-all notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -77,6 +77,9 @@ bench: .venv/bench ## time relu(norm(x)) compared with other libraries, in about
 
 bench-random: .venv/bench ## the same with Flax on random shapes; ARGS="--seeds 7 8", ARGS="--against FOLDER_OF_ANOTHER_JAXNORM"
 	$(BENCHMARK).compare --seeds $(call RESULTS,random) $(ARGS)
+
+bench-groups: .venv/bench ## the same with group norm, beside Flax's
+	$(BENCHMARK).compare --groups --contenders Flax 'Flax, stable' --seeds $(call RESULTS,groups) $(ARGS)
 
 bench-networks: .venv/bench .venv/aot ## what norms cost in networks: time, memory, time to compile; ARGS=--small
 	$(BENCHMARK).networks --h100 $(call RESULTS,networks) $(ARGS)

@@ -3,6 +3,7 @@
     python -m benchmarks.compare                                # the listed shapes, with ReLU, without a residual
     python -m benchmarks.compare --seeds 1 2 3                  # 60 random shapes of each seed, compared with Flax
     python -m benchmarks.compare --seeds 1 2 3 --against PATH   # also with the copy of jaxnorm in the folder PATH
+    python -m benchmarks.compare --seeds 1 2 3 --groups         # group norm, groups of 1 to 64 channels
 
 Contenders take turns, and are compared round by round: a ratio is the median over the rounds of the ratio within a
 round. With --against each of the two copies of jaxnorm runs in a process of its own. The slowest random shapes are
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 
 from benchmarks import report, turns
 from benchmarks.contenders import BASELINE, JAXNORM, OTHERS, STABLE, arguments, call, contenders, waiting
-from benchmarks.shapes import DTYPES, LAYOUTS, PASSES, SHAPES, TINY, Case, listed, random_cases
+from benchmarks.shapes import DTYPES, LAYOUTS, PASSES, SHAPES, TINY, Case, listed, random_cases, random_groups
 from benchmarks.turns import Spread, Turn
 from benchmarks.worker import ROOT, Worker, WorkerError, jaxnorm_worker, torch_worker
 
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     """Measures, prints, writes."""
     parser = _options()
     chosen = parser.parse_args(argv)
+    if chosen.groups and (chosen.seeds is None or chosen.torch_python):
+        parser.error("--groups is for random shapes and for libraries of JAX: add --seeds, leave out --torch-python")
     if (chosen.torch_python or chosen.against) and jax.default_backend() != "cpu":
         parser.error("--torch-python and --against work on a CPU only: set JAX_PLATFORMS=cpu, or leave them out")
     cases, seconds, others = _what_to_measure(chosen)
@@ -82,7 +85,8 @@ def _what_to_measure(chosen: argparse.Namespace) -> tuple[list[Case], float, lis
         cases, seconds, others = listed(names, chosen.layouts, chosen.dtypes), 1.5, chosen.contenders
     else:
         seeds = chosen.seeds or [random.SystemRandom().randrange(10**6)]
-        cases = [case for seed in seeds for case in random_cases(seed, 2 if chosen.quick else chosen.count)]
+        draw = random_groups if chosen.groups else random_cases
+        cases = [case for seed in seeds for case in draw(seed, 2 if chosen.quick else chosen.count)]
         seconds, others = 0.4, chosen.contenders or [BASELINE]
     if chosen.seconds is not None:
         seconds = chosen.seconds
@@ -167,7 +171,7 @@ def tables(results: list[Result], again: dict[Case, Result]) -> list[str]:
 def _means(results: list[Result]) -> str:
     """A row for all cases, and one for each value of what differs between them."""
     groups = {"all": results}
-    for field in ("seed", "dtype", "layout", "activation", "residual"):
+    for field in ("seed", "dtype", "layout", "activation", "residual", "groups"):
         values = dict.fromkeys(getattr(r.case, field) for r in results)
         if len(values) > 1:
             groups |= {f"{field} {value}": [r for r in results if getattr(r.case, field) == value] for value in values}
@@ -245,6 +249,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds", type=int, nargs="*", metavar="SEED", help="random shapes; without a number: of a new seed"
     )
+    parser.add_argument("--groups", action="store_true", help="random shapes with group norm")
     parser.add_argument("--count", type=int, default=60, help="random shapes of each seed (default 60)")
     parser.add_argument("--seconds", type=float, help="for the rounds of a case (default 1.5, random shapes 0.4)")
     parser.add_argument(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import jaxnorm
 from benchmarks.shapes import CHANNEL_AXIS, EPSILON, Case
-from jaxnorm import instance_norm
 
 # (x, gamma, beta, *residual) -> y, in the shape and dtype of x; gamma and beta are (C,), float32.
 Norm = Callable[..., jax.Array]
@@ -25,6 +25,8 @@ def contenders(case: Case, platform: str) -> list[str]:
     """Names of those that have the layout and are installed, jaxnorm first."""
     # By itself jaxnorm takes the kernel only on GPUs where it is proven.
     names = [JAXNORM, *[KERNEL] * (platform != "cpu"), BASELINE, STABLE]
+    if case.group_size is not None:
+        return names
     if case.layout == "channels-last":
         names.append("Flax GroupNorm")
     if importlib.util.find_spec("haiku"):
@@ -39,18 +41,24 @@ def norm_of(name: str, case: Case) -> Norm:
     axis, activation = CHANNEL_AXIS[case.layout], getattr(jax.nn, case.activation)
     implementations = {JAXNORM: None, PLAIN: "xla", KERNEL: "pallas"}
     if name in implementations:
+        groups = {} if case.group_size is None else {"group_size": case.group_size}
         fused = functools.partial(
-            instance_norm,
+            jaxnorm.group_norm if groups else jaxnorm.instance_norm,
+            **groups,
             eps=EPSILON,
             channel_axis=axis,
             activation=activation,
             implementation=implementations[name],
         )
         return lambda x, gamma, beta, residual=None: fused(x, gamma, beta, residual=residual)
+    if case.group_size is None:
+        flax = functools.partial(_flax, functools.partial(nn.InstanceNorm, feature_axes=axis))
+    else:
+        flax = functools.partial(_flax, functools.partial(nn.GroupNorm, None, case.group_size))
     norm = {
-        BASELINE: functools.partial(_flax, axis, True),
-        STABLE: functools.partial(_flax, axis, False),
-        "Flax GroupNorm": _flax_group_norm,
+        BASELINE: functools.partial(flax, True),
+        STABLE: functools.partial(flax, False),
+        "Flax GroupNorm": functools.partial(_flax, functools.partial(nn.GroupNorm, None, 1), True),
         "Haiku": functools.partial(_haiku, axis),
         "Equinox": _equinox,
     }[name]
@@ -100,14 +108,11 @@ def waiting(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(function(*given))
 
 
-def _flax(axis: int, use_fast_variance: bool, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
-    layer = nn.InstanceNorm(epsilon=EPSILON, feature_axes=axis, dtype=x.dtype, use_fast_variance=use_fast_variance)
-    return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
-
-
-def _flax_group_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:
-    layer = nn.GroupNorm(num_groups=None, group_size=1, epsilon=EPSILON, dtype=x.dtype)
-    return layer.apply({"params": {"scale": gamma, "bias": beta}}, x)
+def _flax(
+    layer: Callable[..., nn.Module], use_fast_variance: bool, x: jax.Array, gamma: jax.Array, beta: jax.Array
+) -> jax.Array:
+    norm = layer(epsilon=EPSILON, dtype=x.dtype, use_fast_variance=use_fast_variance)
+    return norm.apply({"params": {"scale": gamma, "bias": beta}}, x)
 
 
 def _haiku(axis: int, x: jax.Array, gamma: jax.Array, beta: jax.Array) -> jax.Array:

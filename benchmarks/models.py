@@ -12,6 +12,8 @@ from benchmarks.contenders import BASELINE, JAXNORM, STABLE
 from benchmarks.shapes import EPSILON
 
 Activation = Callable[[jax.Array], jax.Array]
+# Of the decoder's norms.
+GROUPS = 32
 NO_NORM, SEPARATE = "no norm", "jaxnorm, separate activation and residual"
 
 
@@ -27,7 +29,7 @@ def _fused(x: jax.Array, activation: Activation | None = None, residual: jax.Arr
     return jaxnorm.InstanceNorm(epsilon=EPSILON, dtype=x.dtype, activation=activation)(x, residual=residual)
 
 
-def _unfused(make: Callable[..., nn.Module | Callable[[jax.Array], jax.Array]], **options: bool) -> Layer:
+def _unfused(make: Callable[..., nn.Module | Callable[[jax.Array], jax.Array]], **options: int) -> Layer:
     """A layer that is only the norm, followed by the addition and the activation."""
 
     def layer(x: jax.Array, activation: Activation | None = None, residual: jax.Array | None = None) -> jax.Array:
@@ -38,12 +40,23 @@ def _unfused(make: Callable[..., nn.Module | Callable[[jax.Array], jax.Array]], 
     return layer
 
 
+def _fused_groups(x: jax.Array, activation: Activation | None = None, residual: jax.Array | None = None) -> jax.Array:
+    return jaxnorm.GroupNorm(GROUPS, epsilon=EPSILON, dtype=x.dtype, activation=activation)(x, residual=residual)
+
+
 LAYERS: dict[str, Layer] = {
     NO_NORM: _unfused(lambda **_: lambda x: x),
     BASELINE: _unfused(nn.InstanceNorm),
     STABLE: _unfused(nn.InstanceNorm, use_fast_variance=False),
     SEPARATE: _unfused(jaxnorm.InstanceNorm),
     JAXNORM: _fused,
+}
+GROUP_LAYERS: dict[str, Layer] = {
+    NO_NORM: LAYERS[NO_NORM],
+    BASELINE: _unfused(nn.GroupNorm, num_groups=GROUPS),
+    STABLE: _unfused(nn.GroupNorm, num_groups=GROUPS, use_fast_variance=False),
+    SEPARATE: _unfused(jaxnorm.GroupNorm, num_groups=GROUPS),
+    JAXNORM: _fused_groups,
 }
 
 
@@ -110,6 +123,37 @@ class Generator(nn.Module):
 
     def convolution(self, features: int, side: int, stride: int = 1) -> nn.Conv:
         return nn.Conv(features, (side, side), stride, use_bias=False, dtype=self.dtype)
+
+
+class Decoder(nn.Module):
+    """The decoder of latent diffusion (Rombach et al. 2022) without attention: (N, H, W, 4) to (N, 4 H, 4 W, 3).
+
+    Attributes:
+      norm: before each convolution, with the activation; of GROUP_LAYERS.
+      features: channels per level, from the coarsest; each level below has twice the side.
+      blocks: per level.
+      dtype: of the computation; parameters are float32.
+    """
+
+    norm: Layer
+    features: tuple[int, ...] = (512, 256, 128)
+    blocks: int = 2
+    dtype: jax.typing.DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.convolve(x, self.features[0])
+        for level, features in enumerate(self.features):
+            if level > 0:
+                x = self.convolve(jnp.repeat(jnp.repeat(x, 2, 1), 2, 2), x.shape[-1])
+            for _ in range(self.blocks):
+                y = self.convolve(self.norm(x, jax.nn.silu), features)
+                y = self.convolve(self.norm(y, jax.nn.silu), features)
+                x = y + (x if x.shape[-1] == features else self.convolve(x, features, side=1))
+        return nn.Conv(3, (3, 3), dtype=jnp.float32)(self.norm(x, jax.nn.silu))
+
+    def convolve(self, x: jax.Array, features: int, side: int = 3) -> jax.Array:
+        return nn.Conv(features, (side, side), dtype=self.dtype)(x)
 
 
 def gradient_descent(network: nn.Module) -> Callable[..., tuple[jax.Array, dict]]:

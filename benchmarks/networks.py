@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -25,16 +25,17 @@ import jax.numpy as jnp
 from benchmarks import report
 from benchmarks.contenders import BASELINE, JAXNORM, STABLE, waiting
 from benchmarks.hlo import instructions
-from benchmarks.models import LAYERS, NO_NORM, SEPARATE, Generator, Layer, UNet, gradient_descent
+from benchmarks.models import GROUP_LAYERS, LAYERS, NO_NORM, SEPARATE, Decoder, Generator, Layer, UNet, gradient_descent
 from benchmarks.turns import Spread, ratios, take_turns, timed
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, and the shape of what it takes and gives."""
+    """A network, the shape of what it takes, and what makes its norms."""
 
     make: Callable[..., nn.Module]
     images: tuple[int, ...]
+    layers: dict[str, Layer] = field(default_factory=LAYERS.copy)
 
 
 def unet(*features: int, **options: Any) -> Callable[..., nn.Module]:
@@ -45,11 +46,15 @@ WIDE = {
     "generator, 64 features": Network(Generator, (1, 256, 256, 3)),
     "2-D U-Net, 32 features": Network(unet(32, 64, 128, 256), (1, 256, 256, 1)),
     "3-D U-Net, 32 features": Network(unet(32, 64, 128, 256), (1, 64, 64, 64, 1)),
+    "decoder, group norm, 128 features": Network(Decoder, (1, 16, 16, 4), GROUP_LAYERS),
 }
 SMALL = {
     "generator, 8 features": Network(functools.partial(Generator, features=8, blocks=3), (1, 256, 256, 3)),
     "2-D U-Net, 16 features": Network(unet(16, 32, 64), (4, 96, 96, 1)),
     "3-D U-Net, 8 features": Network(unet(8, 16, 32), (1, 32, 32, 32, 1)),
+    "decoder, group norm, 32 features": Network(
+        functools.partial(Decoder, features=(128, 64, 32)), (1, 16, 16, 4), GROUP_LAYERS
+    ),
     "2-D U-Net, 16 features, gelu": Network(unet(16, 32, 64, activation=jax.nn.gelu), (4, 96, 96, 1)),
 }
 TINY = {"tiny generator": Network(functools.partial(Generator, features=2, blocks=1), (1, 8, 8, 3))}
@@ -104,9 +109,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure(name: str, network: Network, seconds: float, compilations: int, with_h100: bool) -> Iterator[Result]:
     """A result per kind of layer."""
-    x, target = jax.random.normal(jax.random.key(0), (2, *network.images))
-    models = {layer: network.make(LAYERS[layer]) for layer in (NO_NORM, *COMPARED)}
-    given = {layer: (jax.jit(model.init)(jax.random.key(2), x), x, target) for layer, model in models.items()}
+    x = jax.random.normal(jax.random.key(0), network.images)
+    models = {layer: network.make(network.layers[layer]) for layer in (NO_NORM, *COMPARED)}
+    given = {layer: step_arguments(model, x) for layer, model in models.items()}
     compiled, taken = {}, {layer: [] for layer in models}
     for _ in range(compilations + 1):
         for layer, model in models.items():
@@ -129,6 +134,12 @@ def measure(name: str, network: Network, seconds: float, compilations: int, with
             instructions=instructions(compiled[layer].as_text()),
             on_h100=on_h100.get(layer, {}),
         )
+
+
+def step_arguments(model: nn.Module, x: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    """Parameters, x, and a target like what the model makes of it."""
+    made, params = jax.jit(model.init_with_output)(jax.random.key(2), x)
+    return params, x, jax.random.normal(jax.random.key(1), made.shape)
 
 
 def compile_step(step: Callable[..., Any], given: tuple[Any, ...]) -> tuple[float, Any]:
@@ -159,11 +170,11 @@ def compiled_for_h100(
 
     def temporary(layer: Layer, dtype: str) -> int:
         model = network.make(layer, dtype=dtype)
-        params = jax.eval_shape(model.init, jax.random.key(0), x)
-        step = compiler.lower(gradient_descent(model), params, x, x).compile()
+        given = jax.eval_shape(functools.partial(step_arguments, model), x)
+        step = compiler.lower(gradient_descent(model), *given).compile()
         return step.memory_analysis().temp_size_in_bytes
 
-    return {layer: {dtype: temporary(LAYERS[layer], dtype) for dtype in dtypes} for layer in layers}
+    return {layer: {dtype: temporary(network.layers[layer], dtype) for dtype in dtypes} for layer in layers}
 
 
 def tables(results: list[Result]) -> list[str]:

@@ -1,6 +1,7 @@
 """The shapes that are measured: feature maps of real networks, and random ones. This module needs no JAX."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -43,6 +44,7 @@ class Case:
       name: of a listed shape.
       residual: whether there is one.
       seed: of a random shape.
+      group_size: of group norm; None for instance norm.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Case:
     activation: str = "relu"
     residual: bool = False
     seed: int | None = None
+    group_size: int | None = None
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Case":
@@ -65,8 +68,24 @@ class Case:
 
     def __str__(self) -> str:
         start = self.name if self.seed is None else f"seed {self.seed}"
-        return ", ".join(
-            [f"{start}: {self.layout} {self.array} {self.dtype} {self.activation}"] + ["residual"] * self.residual
+        groups = [] if self.group_size is None else [f"groups of {self.group_size}"]
+        array = f"{start}: {self.layout} {self.array} {self.dtype} {self.activation}"
+        return ", ".join([array, *["residual"] * self.residual, *groups])
+
+    @property
+    def groups(self) -> str:
+        """The size of the groups, roughly."""
+        of = self.group_size
+        return (
+            ""
+            if of is None
+            else "of 1"
+            if of == 1
+            else "of 2 to 7"
+            if of < 8
+            else "of 8 to 31"
+            if of < 32
+            else "of 32 to 64"
         )
 
 
@@ -122,6 +141,15 @@ def listed_on_a_gpu(shapes: int | None = None) -> list[Case]:
     return [Case("listed", shape, layout, dtype) for shape, layout, dtypes in ON_A_GPU[:shapes] for dtype in dtypes]
 
 
+def with_groups(cases: list[Case], groups: int) -> list[Case]:
+    """Those whose channels stand last and form so many groups of several, with group norm."""
+    return [
+        dataclasses.replace(case, group_size=case.shape.channels // groups)
+        for case in cases
+        if case.layout == "channels-last" and case.shape.channels > groups and case.shape.channels % groups == 0
+    ]
+
+
 def random_cases(seed: int, count: int) -> list[Case]:
     """Random arrays of 2e4 to 4e6 elements, forward and in a training step.
 
@@ -129,11 +157,7 @@ def random_cases(seed: int, count: int) -> list[Case]:
     activation occurs equally often; one case in four has a residual.
     """
     rng = random.Random(seed)
-
-    def size(low: int, high: int) -> int:
-        # We round down from a range that ends one higher; otherwise the largest size would almost never occur.
-        return int(low * ((high + 1) / low) ** rng.random())
-
+    size = functools.partial(_size, rng)
     arrays: list[tuple[Shape, Layout, str]] = []
     while len(arrays) < count:
         shape = Shape(size(1, 128), tuple(size(2, 256) for _ in range(rng.randint(1, 3))), size(1, 512))
@@ -145,6 +169,34 @@ def random_cases(seed: int, count: int) -> list[Case]:
         for i, array in enumerate(arrays)
         for pass_name in PASSES
     ]
+
+
+def random_groups(seed: int, count: int) -> list[Case]:
+    """The same for group norm, channels-last, as Flax's layer wants them.
+
+    1 to 64 channels per group, 1 to 64 groups, up to 1024 channels, 1 to 32 samples.
+    """
+    rng = random.Random(seed)
+    size = functools.partial(_size, rng)
+    found: list[Case] = []
+    while len(found) < count * len(PASSES):
+        group_size, spatial = size(1, 64), tuple(size(2, 256) for _ in range(rng.randint(1, 3)))
+        shape = Shape(size(1, 32), spatial, group_size * size(1, 64))
+        if shape.channels > 1024 or not 2e4 <= shape.size <= 4e6:
+            continue
+        i, dtype = len(found) // len(PASSES), rng.choice(DTYPES)
+        activation = ACTIVATIONS[i % len(ACTIVATIONS)]
+        found += [
+            Case("random", shape, "channels-last", dtype, pass_name, activation, i % 4 == 3, seed, group_size)
+            for pass_name in PASSES
+        ]
+    return found
+
+
+def _size(rng: random.Random, low: int, high: int) -> int:
+    """Uniform in its logarithm."""
+    # We round down from a range that ends one higher; otherwise the largest size would almost never occur.
+    return int(low * ((high + 1) / low) ** rng.random())
 
 
 def random_blocks(seed: int, count: int, elements: tuple[int, int]) -> list[Case]:

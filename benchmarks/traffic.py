@@ -4,10 +4,11 @@
     python -m benchmarks.traffic --devices TPU --seeds 2 3 --count 4
 
 The block is matmul, norm, activation and matmul with its loss and all gradients, minus the same block without norm and
-activation, on listed shapes and on random ones. We count the bytes that are read and written, in sizes of x; caches are
-ignored, so it is no time. On a GPU the matmuls themselves are not counted. On a TPU, where XLA fuses a norm with the
-matmuls beside it, all traffic with HBM is. The floor is 5: x in and y out forward, x and dy in and dx out backward. The
-kernel is taken explicitly.
+activation, on listed shapes and on random ones; with group norm where there is room for several channels in each of 32
+groups (8 on a TPU). We count the bytes that are read and written, in sizes of x; caches are ignored, so it is no time.
+On a GPU the matmuls themselves are not counted. On a TPU, where XLA fuses a norm with the matmuls beside it, all
+traffic with HBM is. The floor is 5: x in and y out forward, x and dy in and dx out backward. The kernel is taken
+explicitly.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from benchmarks.aot import GPUS, Compiler
 from benchmarks.aot_tpu import VECTOR_MEMORY, TpuCompiler
 from benchmarks.contenders import BASELINE, KERNEL, PLAIN, STABLE, Norm, norm_of
 from benchmarks.hlo import Operation, operations
-from benchmarks.shapes import CHANNEL_AXIS, Case, Layout, listed_on_a_gpu, random_blocks
+from benchmarks.shapes import CHANNEL_AXIS, Case, Layout, listed_on_a_gpu, random_blocks, with_groups
 from benchmarks.turns import mean_and_range
 from jaxnorm import explain
 
@@ -100,6 +101,7 @@ def fits(gpu: str, case: Case) -> bool:
     """Whether the kernel can run."""
     found = explain(
         jax.ShapeDtypeStruct(case.array, case.dtype),
+        group_size=case.group_size,
         channel_axis=CHANNEL_AXIS[case.layout],
         activation=getattr(jax.nn, case.activation),
         implementation="pallas",
@@ -109,12 +111,14 @@ def fits(gpu: str, case: Case) -> bool:
 
 
 def cases_for(device: str, seeds: list[int], number: int, quick: bool) -> list[Case]:
-    """The listed ones, then the random ones."""
+    """The listed ones, the same with group norm, then the random ones."""
     if quick:
         return random_blocks(seeds[0], 1, (2**17, 2**18)) if device != TPU else tpu_cases(seeds[0], 1)
     if device == TPU:
-        return [case for seed in seeds for case in tpu_cases(seed, number)]
-    return [*listed_on_a_gpu(), *(case for seed in seeds for case in random_blocks(seed, number, ELEMENTS))]
+        cases = [case for seed in seeds for case in tpu_cases(seed, number)]
+        return [*cases, *with_groups(cases, 8)]
+    cases = listed_on_a_gpu()
+    return [*cases, *with_groups(cases, 32), *(c for seed in seeds for c in random_blocks(seed, number, ELEMENTS))]
 
 
 def tpu_cases(seed: int, number: int) -> list[Case]:
@@ -128,7 +132,8 @@ def compile_here(device: str, cases: list[Case]) -> None:
     compiler = TpuCompiler() if device == TPU else Compiler(device)
     for case in cases:
         names = TPU_NORMS if device == TPU else NORMS if fits(device, case) else NORMS[:2]
-        row = {"device": device, "case": str(case), "seed": case.seed, "units": added(compiler, names, case)}
+        kind = ("listed" if case.seed is None else "random") + (", group norm" if case.group_size else "")
+        row = {"device": device, "case": str(case), "kind": kind, "units": added(compiler, names, case)}
         print(json.dumps(row), flush=True)
 
 
@@ -143,13 +148,12 @@ def rows_of(device: str, cases: int, options: list[str]) -> list[dict[str, Any]]
 
 
 def tables(rows: list[dict[str, Any]]) -> list[str]:
-    """The listed cases and the random ones of a device."""
+    """The kinds of cases of a device."""
     names = TPU_NORMS if rows[0]["device"] == TPU else NORMS
     parts = [f"## {rows[0]['device']}"]
-    for kind in (False, True):
-        found = [row for row in rows if (row["seed"] is not None) == kind]
-        if found:
-            parts += [_cases(found, names), _means(found, names)]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        found = [row for row in rows if row["kind"] == kind]
+        parts += [_cases(found, names), _means(found, names)]
     return parts
 
 

@@ -32,12 +32,13 @@ _SIZE_FOR_CLUSTERS = cases.Size(elements=(2**13, 2**16), thread_blocks=(2, 40))
 
 
 class Call(NamedTuple):
-    """A call of instance_norm.
+    """A call of instance_norm, or of group_norm.
 
     Attributes:
       activation: of tests/oracle.py.
       offset: of x, whose standard deviation is 2.
       device: that jaxnorm finds tiles for; None: the GPU itself.
+      group_size: how many neighboring channels share their statistics; 1 is instance_norm.
     """
 
     shape: tuple[int, ...]
@@ -47,10 +48,12 @@ class Call(NamedTuple):
     activation: str = "relu"
     offset: float = 3.0
     device: Device | None = None
+    group_size: int = 1
 
     def __str__(self) -> str:
         layout = "channels-last" if self.channel_axis == -1 else "channels-first"
         words = ["x".join(map(str, self.shape)), layout, self.dtype, self.activation, "residual" * self.residual]
+        words += [f"groups of {self.group_size}"] * (self.group_size > 1)
         return " ".join(filter(None, words))
 
 
@@ -74,7 +77,8 @@ def calls(gpu: str, seed: int) -> Iterator[Call]:
             if case is not None:
                 activation = "none" if case.activation == "none" else str(rng.choice(activations))
                 offset = min(case.offset, 3.0)
-                yield Call(case.shape, case.channel_axis, case.dtype, case.residual, activation, offset, case.device)
+                drawn = Call(case.shape, case.channel_axis, case.dtype, case.residual, activation, offset)
+                yield drawn._replace(device=case.device, group_size=case.group_size)
 
 
 class Executable:
@@ -114,8 +118,10 @@ def _step(call: Call, given: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """y, and the gradients by the names of what they belong to."""
 
     def norm(moving):
-        return jaxnorm.instance_norm(
+        groups = {"group_size": call.group_size} if call.group_size > 1 else {}
+        return (jaxnorm.group_norm if groups else jaxnorm.instance_norm)(
             **moving,
+            **groups,
             channel_axis=call.channel_axis,
             activation=oracle.ACTIVATIONS[call.activation].jax,
             implementation="pallas",
@@ -129,7 +135,7 @@ def compare(call: Call, given: dict[str, Any], got: dict[str, Any]) -> list[str]
     """Results that are further from float64 than the arithmetic of the dtypes explains."""
     exact = {name: np.asarray(value, np.float64) for name, value in given.items()}
     dy = exact.pop("dy")
-    options = {"channel_axes": (call.channel_axis,), "activation": call.activation}
+    options = {"channel_axes": (call.channel_axis,), "group_size": call.group_size, "activation": call.activation}
     y, magnitude = oracle.instance_norm(**exact, **options)
     want = {"y": y} | oracle.gradients(dy, **exact, **options)
     problems = []
@@ -142,8 +148,8 @@ def compare(call: Call, given: dict[str, Any], got: dict[str, Any]) -> list[str]
 
 def _tolerances(call, exact, dy, want, magnitude):
     """As tests/checked_call.py, and what the approximate tanh adds in bfloat16."""
-    positions = dy.size // (dy.shape[0] * dy.shape[call.channel_axis])
-    mean, var = oracle.moments(exact["x"], (call.channel_axis,))
+    positions = dy.size // (dy.shape[0] * dy.shape[call.channel_axis]) * call.group_size
+    mean, var = oracle.moments(exact["x"], (call.channel_axis,), group_size=call.group_size)
     rstd = 1 / np.sqrt(var + 1e-5)
     xhat = np.abs(exact["x"] - mean) * rstd
     rough = _APPROXIMATE_TANH * (1 + magnitude) if call.dtype == "bfloat16" and call.activation != "none" else 0.0

@@ -9,6 +9,7 @@ This file alone needs JAX, with the CUDA compiler of the extra `aot`; it uses pr
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import tempfile
@@ -117,28 +118,27 @@ def _recorded() -> Iterator[list[_Call]]:
         yield calls
 
 
-# By the text of the kernel: the compiler writes what it makes of one only once in a process.
-_COMPILED: dict[str, Compiled] = {}
+# The compiler writes what it makes of a kernel only the first time in a process, so no two may be the same to it.
+_NUMBERS = itertools.count()
 
 
 def _compile(compiler, call):
-    key = str(call.module)
-    if key not in _COMPILED:
-        count = len(call.out_types) - len(call.aliases)
-        pairs = zip(
-            range(len(call.inputs) - len(call.aliases), len(call.inputs)), range(count, len(call.outputs)), strict=True
-        )
-        if call.aliases != dict(pairs):
-            raise NotImplementedError(f"aliases other than of the last buffers: {call.aliases}")
-        types = {"out_types": tuple(call.out_types[:count]), "inout_types": tuple(call.out_types[count:])}
+    count = len(call.out_types) - len(call.aliases)
+    pairs = zip(
+        range(len(call.inputs) - len(call.aliases), len(call.inputs)), range(count, len(call.outputs)), strict=True
+    )
+    if call.aliases != dict(pairs):
+        raise NotImplementedError(f"aliases other than of the last buffers: {call.aliases}")
+    types = {"out_types": tuple(call.out_types[:count]), "inout_types": tuple(call.out_types[count:])}
+    with call.module.context:
+        call.module.operation.attributes["sym_name"] = ir.StringAttr.get(f"emulated_{next(_NUMBERS)}")
 
-        def kernel(*arguments):
-            return mosaic.mosaic_gpu_p.bind(*arguments, module=call.module, **types)
+    def kernel(*arguments):
+        return mosaic.mosaic_gpu_p.bind(*arguments, module=call.module, **types)
 
-        texts = _dumped(compiler, kernel, [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in call.inputs])
-        arrays = [[(each.shape, str(each.dtype)) for each in side] for side in (call.inputs, call.outputs)]
-        _COMPILED[key] = Compiled(*texts, *arrays, call.aliases)
-    return _COMPILED[key]
+    texts = _dumped(compiler, kernel, [jax.ShapeDtypeStruct(each.shape, each.dtype) for each in call.inputs])
+    arrays = [[(each.shape, str(each.dtype)) for each in side] for side in (call.inputs, call.outputs)]
+    return Compiled(*texts, *arrays, call.aliases)
 
 
 def _dumped(compiler, kernel, arguments):

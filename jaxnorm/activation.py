@@ -201,11 +201,11 @@ def _with_pullback(activation: Activation) -> Callable[[Any, Any], Any]:
 
 
 def _steps(closed: _Jaxpr, operands: Sequence[str] = ()) -> Iterator[Any]:
-    """What a trace computes, step by step; raises _NotPointwiseError at what is not pointwise.
+    """The operations of a trace, one by one; raises _NotPointwiseError at what is not pointwise.
 
     Args:
       closed: the trace.
-      operands: of each of its inputs the number that it is, as text; "" where it is no known number.
+      operands: for each input the number that it is, as text; "" where it is no known number.
     """
     for value in closed.consts:
         if isinstance(value, jax.core.Tracer):

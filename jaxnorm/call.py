@@ -73,7 +73,7 @@ class Statistics(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of Operands: those of gamma and beta are per instance, that of the residual is None where there is none."""
+    """The gradients of Operands: of gamma and beta per instance, and None for a residual that is not there."""
 
     x: jax.Array
     gamma: jax.Array

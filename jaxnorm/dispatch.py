@@ -42,7 +42,7 @@ class Pass(abc.ABC):
 
     @abc.abstractmethod
     def results(self, operands: Operands, *others: Any) -> Any:
-        """What has the structure, the shapes and the dtypes of the results."""
+        """A tree with the structure, the shapes and the dtypes of the results."""
 
     @abc.abstractmethod
     def in_plain_xla(self, platform: Platform, call: Call, *arguments: Any) -> Any: ...
@@ -76,7 +76,7 @@ class Pass(abc.ABC):
             return NoTile(f"the kernel cannot evaluate {primitive!r}, a primitive of the activation")
         view, itemsize = call.layout(operands.x.shape).view_shape, operands.x.dtype.itemsize
         instructions = cost.instructions(call.activation, self.name, narrow=itemsize < 4)
-        found = tile.find_tile(view, itemsize, self.arrays(operands), device, instructions)
+        found = tile.find_tile(view, itemsize, self.arrays(operands), device, instructions, call.group_size)
         return if_proven(found, device) if call.implementation is None else found
 
     def bind(self, call: Call, *arguments: Any) -> Any:
@@ -104,7 +104,7 @@ class _Forward(Pass):
         form = Gpu(call.layout(operands.x.shape))
         views = xla.views(form, operands)
         y, found = pallas_kernel.forward(*views[:4], eps=call.eps, activation=call.activation, tile=tile)
-        count = jnp.full_like(views.gamma, form.layout.positions)
+        count = jnp.full_like(views.gamma, tile.positions)
         statistics = Statistics(found.center, found.delta, found.rstd, found.variance, count)
         return form.array(y, final=True), jax.tree.map(form.instances, statistics)
 
@@ -151,10 +151,9 @@ def _not_by_kernel(call: Call, operands: Operands) -> str | None:
         return "the kernel computes no masks (where=)"
     if operands.center is not None:
         return "statistics that are given (moments=) leave nothing to reduce, and plain XLA reads x once, too"
-    if call.group_size > 1:
-        return "the kernel normalizes instances, and no groups of channels"
-    if call.axis_name is not None:
-        return f"the kernel needs instances that lie on one device whole: these are spread over {call.axis_name!r}"
+    spread_over = call.axis_name if call.channel_axis_name is None else call.channel_axis_name
+    if spread_over is not None:
+        return f"the kernel needs instances that lie on one device whole: these are spread over {spread_over!r}"
     return None
 
 
@@ -225,7 +224,7 @@ def _is_divided(context: Any) -> bool:
     mesh = context.avals_in[0].sharding.mesh
     if mesh.manual_axes:
         return not mesh.are_all_axes_manual
-    # Where JAX does not say it, all devices may take part: what is compiled then is right on one, too.
+    # Where JAX does not say how many, we assume all of them: what is compiled for many is right on one, too.
     devices: int = getattr(context.module_context.axis_context, "num_devices", jax.device_count())
     return devices > 1
 
@@ -259,7 +258,7 @@ def _types(one_pass: Pass, *types: Any, call: Call, structure: Any) -> tuple[lis
         results = y, Statistics(*(summed.out_avals[0] for _ in statistics))
     effects: Any = set()
     if call.implementation == "pallas" and interpreted():
-        # Those of the interpreter's callbacks.
+        # The callbacks of the interpreter have effects.
         kernel = functools.partial(_on_one_device, one_pass, "cpu", call.device or DEVICES["H100"], call)
         effects = jax.make_jaxpr(kernel)(*arguments).effects
     return [own.strip_weak_type() for own in jax.tree.leaves(results)], effects
@@ -270,7 +269,7 @@ def _batched(
 ) -> tuple[list[jax.Array], list[int]]:
     size = next(value.shape[axis] for value, axis in zip(values, axes, strict=True) if axis is not None)
     if axes[0] is None and call.implementation != "pallas":
-        # What is computed of an x that is not mapped is computed once, by JAX's own rules for the N-d formula.
+        # JAX's own rules for the N-d formula compute only once what depends on nothing that is mapped.
         def run(*values: jax.Array) -> list[jax.Array]:
             return jax.tree.leaves(_on_many_devices(one_pass, call, *jax.tree.unflatten(structure, values)))
 

@@ -157,10 +157,9 @@ def explain(
     arguments.check_implementation(implementation)
     resolved = _resolve(activation, y)
     channel_axes = arguments.check_channel_axes(y.shape, channel_axis)
-    # Of an array that is not there, eps and the values play no part.
+    # What runs depends neither on eps nor on the values, so any will do.
     size = arguments.check_groups(num_groups, group_size, y.shape, channel_axes) if has_groups else 1
     call = Call(channel_axes, 1.0, resolved.fused, implementation=implementation, group_size=size)
-    # Only their types are looked at.
     per_instance: Any = jax.ShapeDtypeStruct(call.layout(y.shape).instances, reference.statistics_dtype(y.dtype))
     operands = Operands(y, per_instance, per_instance, y if _is_given(residual) else None)
     return Explanation(
@@ -181,7 +180,7 @@ def _check_call(norm: Callable[..., Any], x: Any, *, residual: Any, **options: A
     if isinstance(residual, (bool, np.bool_)):
         residual = x if residual else None
     given = {"x": x, "residual": residual}
-    # Only arrays can be traced; instance_norm says what is wrong with the rest.
+    # Only arrays can be traced. The norm itself says what is wrong with the rest.
     arrays = {name: value for name, value in given.items() if arguments.is_array(value)}
     rest = {name: value for name, value in given.items() if name not in arrays}
     call = functools.partial(norm, implementation="reference", **rest, **options)

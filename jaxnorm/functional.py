@@ -126,7 +126,8 @@ def group_norm(
 
     As instance_norm, but with the statistics of all positions of the channels of a group (Wu, He 2018,
     https://arxiv.org/abs/1803.08494). One channel per group is instance norm, and a single group is layer norm over
-    channels and positions. The kernel computes no groups yet.
+    channels and positions. The kernel computes groups of 2 to 32 channels, a power of two, along the last axis; 64 in
+    half precision.
 
     Args:
       x: ``(N, C, *spatial)``, with or without spatial axes; float16, bfloat16, float32 or float64.

@@ -24,7 +24,7 @@ def channel_axes(shape: tuple[int, ...], feature_axes: Axes) -> tuple[int, ...]:
     """The axes of the channels, sorted. Flax accepts an axis that is named twice, such as (-1, 3), so we do too."""
     if isinstance(feature_axes, Iterable):
         rank = len(shape)
-        # What is no axis of x stays as it is, for the message.
+        # A value that is no axis of x stays as it is, for the message.
         feature_axes = tuple({axis % rank if axis in range(-rank, rank) else axis for axis in feature_axes})
     return arguments.check_channel_axes(shape, feature_axes, "feature_axes")
 
@@ -99,7 +99,7 @@ def normalize(
         computed_dtype = jnp.promote_types(computed_dtype, jnp.float32)
         arguments.check_activation(activation)
     x = x.astype(computed_dtype)
-    # Only here are these named epsilon and mask.
+    # Flax's layers have epsilon and mask where the functions have eps and where, so messages must say so.
     eps = arguments.check_eps(epsilon, statistics_dtype(x.dtype), "epsilon")
     where = None if mask is None else arguments.check_where(_as_bool(mask), x.shape, "mask")
     y, statistics = functional.normalize(
@@ -144,7 +144,7 @@ def check_momentum(momentum: float) -> None:
 
 
 def uses_running_average(track_running_stats: bool, in_layer: bool | None, at_call: bool | None) -> bool:
-    """Whether to normalize with the running averages, as the call says or else the layer.
+    """Whether to normalize with the running averages: as the call says, otherwise as the layer does.
 
     Args:
       track_running_stats: whether there are running averages.

@@ -1,4 +1,4 @@
-"""Instance norm as two fused GPU kernels (Pallas, Mosaic GPU).
+"""Instance and group norm as two fused GPU kernels (Pallas, Mosaic GPU).
 
 The same functions as in jaxnorm.xla, on the same canonical view, with a Tile that says how the work is cut. Each keeps
 its part of an instance in shared memory, so that every x-sized array is read or written once:
@@ -180,7 +180,7 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
 
     The center is the mean of the first boxes, at least 1/16 of all, summed while the others are loaded. Its sum is
     around one element of the instance: a constant instance then has exactly that for its center, and at a large offset
-    the sum rounds less. One sweep around the center gives both sums.
+    the sum rounds less. One sweep around the center gives both sums. A group of channels is one instance.
     """
     spread_scale, first_boxes = block.spread(scale), block.tile.first_boxes
 
@@ -189,7 +189,7 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
         return block.inside(block.read(0, chunk) * spread_scale - around, chunk)
 
     around_first = block.spread(first * scale)
-    total = block.total(
+    total = block.instance_total(
         block.sweep(
             lambda chunk, total: total + deviation(chunk, around_first),
             block.zeros(),
@@ -205,7 +205,7 @@ def _part_moments(block: Block, first: jax.Array, scale: jax.Array) -> tuple[jax
         own = deviation(chunk, around_center)
         return totals[0] + own, totals[1] + own * own
 
-    total, squares = map(block.total, block.sweep(add, (block.zeros(), block.zeros()), loaded=first_boxes))
+    total, squares = map(block.instance_total, block.sweep(add, (block.zeros(), block.zeros()), loaded=first_boxes))
     delta = total / jnp.maximum(block.count(block.rank), 1.0)
     around_mean = jnp.maximum(squares - total * delta, 0.0)
     # What overflowed stays infinite: see numerics.unscaled.
@@ -266,8 +266,9 @@ def _backward(
                 block.write_values(ref, value)
 
         # dx = factor * (dz - mean(dz) - xhat * mean(dz * xhat)), multiplied out: xhat = (x - center) * rstd - offset
+        # The channels of a group have gammas of their own, which the means contain, and the same rstd.
         factor_value = gamma_value * rstd_value
-        mean_dz, mean_dz_xhat = (factor_value * total / tile.positions for total in totals)
+        mean_dz, mean_dz_xhat = (block.group_sum(factor_value * total) / tile.positions for total in totals)
         factor, slope = block.spread(factor_value), block.spread(mean_dz_xhat * rstd_value)
         base = block.spread(mean_dz - mean_dz_xhat * (delta_value * rstd_value))
 

@@ -174,6 +174,8 @@ class Cpu(Platform):
     # LLVM unrolls a loop over so few rows completely and then computes neighboring sums side by side, in vectors. We
     # take the first of these numbers that leaves the fewest rows over, which are one more loop.
     _ROWS = (8, 9, 10, 7, 6)
+    # Our own loop adds up this many sums sooner than the library does. Of more the library is faster, in vectors.
+    _FEW = 32
 
     @property
     def axes(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -213,8 +215,10 @@ class Cpu(Platform):
             # The rows that one loop adds up are far apart, so that neighbors stay neighbors.
             values = _sum_together(tuple(_split(value, axis, together) for value in values), axis)
         # The barriers keep the values, and what is computed of their sums, out of the library.
-        values = lax.optimization_barrier(values)
-        sums: tuple[jax.Array, ...] = lax.optimization_barrier(tuple(jnp.sum(value, axis=axis) for value in values))
+        values = self.materialize(values)
+        few = far <= self._FEW
+        sums = _sum_together(values, axis) if few else tuple(jnp.sum(value, axis=axis) for value in values)
+        sums = self.materialize(sums)
         if rows % together == 0:
             return sums
         return tuple(map(jnp.add, sums, _sum_together(part(far * together, rows), axis)))

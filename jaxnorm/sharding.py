@@ -157,7 +157,7 @@ def _on_part(one_pass: Pass, call: Call, layout: Layout, spec: Spec, sizes: dict
         arguments = _without_padding(layout, padded, *arguments)
     results = one_pass(dataclasses.replace(call, axis_name=names), *arguments)
     if isinstance(results, Gradients):
-        # Those of per-instance values are the terms of this device.
+        # The gradients of per-instance values are the terms of this device, which are to be added up.
         gamma, beta = lax.psum((results.gamma, results.beta), names)
         results = results._replace(gamma=gamma, beta=beta)
     return results

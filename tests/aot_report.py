@@ -5,6 +5,7 @@ dicts, or as a text where something was raised. One process answers many questio
 
 python tests/aot_report.py H100 <<END
 ["calls", "pallas", "last:8x64x64x256:float32:relu", "first:8x256x64x64:bfloat16:gelu:residual"]
+["calls", "pallas", "last:8x64x64x256:float32:silu:8:residual"]
 ["views", "2x225x8,3x1008x1", "float16", "float32:residual"]
 ["activations", "relu", "gelu"]
 ["transformations", "vmap", "scan"]
@@ -37,7 +38,7 @@ from benchmarks.aot import Compiler, shared_memory
 from benchmarks.contenders import PLAIN
 from benchmarks.hlo import collectives, kernel_calls, kernel_lines, moved_bytes, others
 from benchmarks.shapes import CHANNEL_AXIS, Shape, random_blocks
-from jaxnorm import instance_norm, pallas_kernel
+from jaxnorm import group_norm, instance_norm, pallas_kernel
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.gpu.tile import NoTile, find_tile
 from jaxnorm.selfcheck import numbers, races
@@ -47,25 +48,31 @@ KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
 
 
 def report_call(compiler, case, implementation):
-    """instance_norm and all its gradients, in one program.
+    """instance_norm or group_norm and all its gradients, in one program.
 
     Args:
-      case: such as "last:8x64x64x256:float32:relu" or "first:8x256x64x64:bfloat16:gelu:residual".
+      case: such as "last:8x64x64x256:float32:relu" or "first:8x256x64x64:bfloat16:gelu:residual"; with a number before
+        the residual, "last:8x64x64x256:float32:silu:8:residual", it is group_norm with that many channels per group.
       implementation: as in instance_norm.
     """
-    layout, shape, dtype, activation, *residual = case.split(":")
+    layout, shape, dtype, activation, *options = case.split(":")
+    groups = {"group_size": int(options.pop(0))} if options and options[0].isdigit() else {}
     channel_axis = {"first": 1, "last": -1}[layout]
     x = jax.ShapeDtypeStruct(tuple(map(int, shape.split("x"))), dtype)
     parameter = jax.ShapeDtypeStruct((x.shape[channel_axis],), jnp.float32)
     norm = functools.partial(
-        instance_norm, channel_axis=channel_axis, activation=ACTIVATIONS[activation], implementation=implementation
+        group_norm if groups else instance_norm,
+        **groups,
+        channel_axis=channel_axis,
+        activation=ACTIVATIONS[activation],
+        implementation=implementation,
     )
 
     def gradients(dy, *given):
         y, pullback = jax.vjp(lambda x, gamma, beta, residual: norm(x, gamma, beta, residual=residual), *given)
         return y, pullback(dy)
 
-    given = (x, x, parameter, parameter, x if residual else None)
+    given = (x, x, parameter, parameter, x if options else None)
     return {"case": case} | _found(compiler, gradients, given, x)
 
 

@@ -424,7 +424,7 @@ def test_saved_for_the_backward_pass_is_x_and_little_else():
         ((2, 6, 5), {"num_groups": 2, "channel_axis": 0}, ValueError, ["channel_axis must not be 0"]),
         ((2, 6, 0), {"num_groups": 2}, ValueError, ["at least one spatial position"]),
         ((2, 6, 5), {"num_groups": 2, "gamma": jnp.ones(2)}, ValueError, ["gamma must have shape (6,)", "got (2,)"]),
-        ((2, 6, 5), {"num_groups": 2, "implementation": "pallas"}, ValueError, ["no groups of channels", "'xla'"]),
+        ((2, 6, 5), {"num_groups": 2, "implementation": "pallas"}, ValueError, ["it needs a CUDA GPU", "'xla'"]),
     ],
     ids=str,
 )
@@ -437,15 +437,34 @@ def test_explain():
     x = jax.ShapeDtypeStruct((8, 64, 64, 256), "bfloat16")
     found = jaxnorm.explain(x, num_groups=32, channel_axis=-1, activation=jax.nn.silu, device="H100")
     assert (found.forward.implementation, found.backward.implementation) == ("xla", "xla")
-    assert "no groups of channels" in str(found)
+    assert "unproven on this GPU" in str(found)
+    kernel = jaxnorm.explain(x, num_groups=32, channel_axis=-1, device="H100", implementation="pallas")
+    assert kernel.forward.tile.group_size == kernel.backward.tile.group_size == 8
     instance = jaxnorm.explain(x, channel_axis=-1, activation=jax.nn.silu, device="H100", implementation="xla")
     assert found.backward.bytes_moved == instance.backward.bytes_moved
     with pytest.raises(ValueError, match="group_size must divide"):
         jaxnorm.explain(x, group_size=3, channel_axis=-1)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channel_axis", "dtype", "reason"),
+    [
+        ((8, 64, 64, 320), -1, "float32", "10 channels per group do not divide the 32 lanes of a block"),
+        ((8, 64, 64, 2048), -1, "float32", "64 channels per group do not divide the 32 lanes of a block"),
+        ((8, 64, 64, 96), -1, "bfloat16", "3 channels per group do not divide the 64 lanes of a block"),
+        ((8, 256, 64, 64), 1, "float32", "the channels must be the last axis"),
+    ],
+)
+def test_explain_says_which_groups_the_kernel_does_not_compute(shape, channel_axis, dtype, reason):
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    found = jaxnorm.explain(x, num_groups=32, channel_axis=channel_axis, device="H100")
+    assert found.forward.implementation == "xla"
+    assert reason in found.forward.tile.reason
+    assert reason in found.backward.tile.reason
+
+
 def test_explain_on_the_command_line(capsys):
     assert main(["explain", "8x64x64x256", "--channels-last", "--groups", "32", "--device", "H100"]) == 0
-    assert "no groups of channels" in capsys.readouterr().out
+    assert "unproven on this GPU" in capsys.readouterr().out
     assert main(["explain", "8x64x64x256", "--channels-last", "--groups", "30"]) == 2
     assert "num_groups must divide the 256 channels" in capsys.readouterr().err

@@ -256,6 +256,12 @@ def test_offsets(view, cluster, offset):
     np.testing.assert_allclose(gradients.x, dx64, rtol=0, atol=1e-5 * np.abs(dx64).max())
 
 
+def test_the_first_element_is_an_outlier():
+    """It is what the first sums are around: were it the center, the squares would lose all but a few digits."""
+    x, gamma, beta, residual, dy = data((1, 4096, 4), "float32")
+    check((x.at[:, 0].set(1e3), gamma, beta, residual, dy), parts=2)
+
+
 @pytest.mark.parametrize(
     ("view", "cluster"),
     [

@@ -194,6 +194,7 @@ def test_a_plan_has_every_kind_and_every_option(name):
         assert {case.activation for case in of_kind} == set(cases.ACTIVATIONS)
         assert {case.residual for case in of_kind} == {False, True}
     assert {case.x64 for case in by_kernel} == {False, True}
+    assert {case.group_size > 1 for case in by_kernel} == {False, True}
     assert {tile.ragged for case in by_kernel for tile in case.tiles} == {False, True}
     # The tiles are for the GPU or a smaller one.
     for tile in (tile for case in by_kernel for tile in case.tiles):

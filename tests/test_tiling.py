@@ -64,6 +64,27 @@ def test_a_tile_fits_and_divides(call):
 
 
 @pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(calls, st.sampled_from([2, 4, 8, 16, 32, 64]))
+def test_a_block_holds_whole_groups(call, size):
+    (batch, positions, channels), *others = call
+    tile = find_tile((batch, positions, -(-channels // size) * size), *others, group_size=size)
+    if isinstance(tile, NoTile):
+        assert tile.reason
+        return
+    assert (tile.reduces, tile.group_size, tile.positions) == ("rows", size, positions * size)
+    assert tile.lanes % size == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["A100", "H100", "B200", "RTX 4090"])
+def test_the_groups_of_autoencoders_have_tiles(device):
+    for channels, itemsize, arrays in itertools.product([128, 256, 512, 1024], [2, 4], [1, 2, 3]):
+        tile = find_tile((4, 64 * 64, channels), itemsize, arrays, DEVICES[device], group_size=channels // 32)
+        assert not isinstance(tile, NoTile), tile.reason
+
+
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(calls)
 def test_nobody_waits_for_a_block_that_cannot_run(call):

@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxnorm.gpu import copies, synchronization
 from jaxnorm.gpu.copies import Chunk, Copies, Instance, Place, Ref
 from jaxnorm.gpu.synchronization import PartialResults, Synchronization
-from jaxnorm.gpu.tile import REDUCTION_SCRATCH_BYTES, Tile
+from jaxnorm.gpu.tile import ELEMENTS_PER_STEP, REDUCTION_SCRATCH_BYTES, Tile
 
 
 def for_each_instance(
@@ -146,7 +146,7 @@ class Block:
             copies.store(self._values(ref, leading), value)
 
     def load_first_boxes(self, x: Ref) -> jax.Array:
-        """Waits for the first boxes, and returns one element of each instance, the same in all blocks that share it.
+        """Waits for the first boxes, and returns a number near each instance, the same in all blocks that share it.
 
         Args:
           x: the first source.
@@ -162,7 +162,8 @@ class Block:
         else:
             first = plgpu.load(x.at[self._instance.outer, 0, self._lanes], layout=self._vector, optimized=False)
         self._wait_for_first_boxes()
-        return first.astype(jnp.float32)
+        # Of a group it is the mean of one element of each channel. Its size is a power of two.
+        return self.group_sum(first.astype(jnp.float32) * (1 / self.tile.group_size))
 
     def _wait_for_first_boxes(self) -> None:
         pl.loop(0, self.tile.first_boxes)(self._copies.wait)
@@ -176,6 +177,27 @@ class Block:
             return jnp.sum(values, axis=0)
         total = jnp.sum(values, axis=1)
         return jnp.sum(total, axis=0) if self.tile.reduces == "both" else total
+
+    def instance_total(self, values: jax.Array) -> jax.Array:
+        """The sum of a chunk over all that is of the same instance, where several lanes may be."""
+        return self.group_sum(self.total(values))
+
+    def group_sum(self, value: jax.Array) -> jax.Array:
+        """The sum of a value per lane over the lanes of each group: all of them have the result."""
+        tile, shape = self.tile, (ELEMENTS_PER_STEP // self.tile.lanes, self.tile.lanes)
+        if tile.group_size == 1:
+            return value
+        # The lanes of a group are registers of several threads. We sum them along a chunk that has one group in each
+        # row, and then spread the sums over the rows and choose in each lane that of its own group.
+        row, lane = (plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=self.layout) for axis in (0, 1))
+        group, values = lax.div(lane, tile.group_size), self.spread(value, shape)
+        chosen = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), self.layout)
+        for first in range(0, tile.lanes // tile.group_size, shape[0]):
+            is_own = group == row + first
+            sums = jnp.sum(jnp.where(is_own, values, 0.0), axis=1)
+            spread = plgpu.layout_cast(lax.broadcast_in_dim(sums, shape, (0,)), self.layout)
+            chosen = chosen + jnp.where(is_own, spread, 0.0)
+        return self.total(chosen)
 
     def spread(self, value: jax.Array, shape: tuple[int, int] | None = None) -> jax.Array:
         """A value per instance in a form that a chunk, or an array of that shape, can be combined with."""
@@ -200,7 +222,7 @@ class Block:
         if tile.blocks_per_instance == 1 and (boxes == tile.boxes or boxes * tile.rows >= tile.extent):
             return jnp.float32(tile.positions)
         rows = jnp.clip(tile.extent - rank * tile.block_rows, 0, boxes * tile.rows)
-        return (rows * (tile.lanes if tile.reduces == "both" else 1)).astype(jnp.float32)
+        return (rows * (tile.lanes if tile.reduces == "both" else tile.group_size)).astype(jnp.float32)
 
     def exchange(self, values: Sequence[jax.Array]) -> PartialResults:
         """Gives the values to all blocks that share the instances of this one, and returns theirs."""

@@ -4,7 +4,8 @@ A thread block holds its part of an instance in shared memory, so that x is read
 canonical view (B, R, K) of jaxnorm.layout is cut in one of three ways:
 
     "rows"   channels-last. Shared memory holds rows x lanes positions of one sample; each lane is an instance of its
-             own, reduced over the rows. Several blocks may share the rows of an instance.
+             own, reduced over the rows, or neighboring lanes are one, for group norm. Several blocks may share the
+             rows of an instance.
     "both"   channels-first. An instance is contiguous and is seen as rows of `lanes` positions; all are reduced to
              one value. Several blocks may share the rows.
     "lanes"  channels-first, small instances: each row of shared memory is one instance, reduced over its lanes.
@@ -110,6 +111,7 @@ class Tile:
       synchronization: how the blocks that share an instance wait for each other.
       span: how many instances a thread block holds one after the other, and the positions of each. The shape is
         (1, B * R // lanes, lanes) then, and the one box has whole chunks, which may be more rows than the span has.
+      group_size: how many neighboring lanes are one instance: a group of channels. Only "rows" has more than one.
     """
 
     reduces: Reduces
@@ -124,6 +126,7 @@ class Tile:
     copies: CopyKind = "bulk"
     synchronization: SynchronizationKind = "alone"
     span: tuple[int, int] | None = None
+    group_size: int = 1
 
     @property
     def first_boxes(self) -> int:
@@ -172,7 +175,7 @@ class Tile:
         """The positions of an instance, by which its sums are divided."""
         if self.span is not None:
             return self.span[1]
-        return self.extent * (self.lanes if self.reduces == "both" else 1)
+        return self.extent * (self.lanes if self.reduces == "both" else self.group_size)
 
     @property
     def row_bytes(self) -> int:
@@ -192,7 +195,12 @@ class Tile:
 
 
 def find_tile(
-    view: View, itemsize: int, arrays: int, device: Device, instructions: float = _WITH_RELU
+    view: View,
+    itemsize: int,
+    arrays: int,
+    device: Device,
+    instructions: float = _WITH_RELU,
+    group_size: int = 1,
 ) -> Tile | NoTile:
     """The tile for one pass of the kernel, or the reason why there is none.
 
@@ -205,8 +213,9 @@ def find_tile(
       arrays: x-sized arrays that the pass keeps in shared memory: forward x, backward x and dy, and a residual.
       device: the GPU that runs it.
       instructions: of a thread per element, for all sweeps: jaxnorm.gpu.cost.instructions.
+      group_size: how many neighboring channels share their statistics.
     """
-    reason = _why_not(view, itemsize, device)
+    reason = _why_not_in_groups(view, itemsize, group_size) or _why_not(view, itemsize, device)
     if reason:
         return NoTile(reason)
 
@@ -214,13 +223,13 @@ def find_tile(
         handicap = _GROUP_HANDICAP if tile.synchronization == "group" else 1.0
         return cost.is_full(tile, device), -handicap * cost.microseconds(tile, device, instructions)
 
-    for candidates in _candidates(view, itemsize, arrays, device):
+    for candidates in _candidates(view, itemsize, arrays, device, group_size):
         fitting = [tile for tile in candidates if fits(tile, device)]
         if fitting:
             # max keeps the first of equals: the widest, then the one with the fewest blocks and the most steps.
             tile = max(fitting, key=advantage)
             return tile if tile.largest_index <= _LARGEST_INDEX else NoTile(_too_many(tile))
-    return NoTile(_nothing_fits(view, itemsize, arrays, device))
+    return NoTile(_nothing_fits(view, itemsize, arrays, device, group_size))
 
 
 def fits(tile: Tile, device: Device) -> bool:
@@ -239,12 +248,12 @@ def is_worth_sharing(tile: Tile) -> bool:
 # Which tiles there are, and why there may be none.
 
 
-def _candidates(view: View, itemsize: int, arrays: int, device: Device) -> Iterator[list[Tile]]:
+def _candidates(view: View, itemsize: int, arrays: int, device: Device, group_size: int) -> Iterator[list[Tile]]:
     """Lists of tiles, of which the first with a tile that fits is taken; inside a list the cost decides."""
     batch, positions, channels = view
     bulk = device.has_bulk_copies
     reduces: Reduces = "rows"
-    lanes = [n for n in _widths(itemsize) if channels % n == 0]
+    lanes = [n for n in _widths(itemsize) if channels % n == 0 and n % group_size == 0]
     wide = [n for n in lanes if n * itemsize != _HALF_SECTOR]
     if channels == 1:
         aligned, small = positions * itemsize % ALIGNMENT == 0, positions * itemsize <= _SMALL_INSTANCE_BYTES
@@ -258,7 +267,7 @@ def _candidates(view: View, itemsize: int, arrays: int, device: Device) -> Itera
         reduces, wide = "both", [next(n for n in _widths(itemsize) if positions % n == 0)]
         view, lanes = (batch, positions // wide[0], wide[0]), wide
     narrow = [n for n in lanes if n not in wide]
-    tiles = functools.partial(_tiles, bulk, reduces, view, itemsize, arrays)
+    tiles = functools.partial(_tiles, bulk, reduces, view, itemsize, arrays, group_size)
     # Sizes with which 1, 2, 3 and so on groups fill the device, one block on each SM.
     groups = sorted({device.sm_count // count for count in range(1, device.sm_count // 2 + 1)})
     if bulk:
@@ -279,6 +288,7 @@ def _tiles(
     shape: tuple[int, int, int],
     itemsize: int,
     arrays: int,
+    group_size: int,
     lanes: Iterable[int],
     blocks: Iterable[int],
     synchronization: SynchronizationKind | None = None,
@@ -290,7 +300,7 @@ def _tiles(
             tiles.append(bulk_tile(reduces, shape, width, number, itemsize, arrays, synchronization, steps))
         else:
             tiles += _present(plain_tile(reduces, shape, width, number, itemsize, arrays, steps))
-    return [tile for tile in tiles if is_worth_sharing(tile)]
+    return [dataclasses.replace(tile, group_size=group_size) for tile in tiles if is_worth_sharing(tile)]
 
 
 def _present(tile: Tile | None) -> list[Tile]:
@@ -325,6 +335,16 @@ def _why_not(view: View, itemsize: int, device: Device) -> str | None:
     return None
 
 
+def _why_not_in_groups(view: View, itemsize: int, group_size: int) -> str | None:
+    _, _, channels = view
+    most_lanes = _widths(itemsize)[0]
+    if channels < group_size:
+        return "the kernel sums groups over the lanes of a block: the channels must be the last axis"
+    if most_lanes % group_size:
+        return f"{group_size} channels per group do not divide the {most_lanes} lanes of a block"
+    return None
+
+
 def _too_many(tile: Tile) -> str:
     return (
         f"the kernel counts rows, instances and thread blocks with 32 bits, up to {_LARGEST_INDEX}: here it would have "
@@ -332,10 +352,10 @@ def _too_many(tile: Tile) -> str:
     )
 
 
-def _nothing_fits(view: View, itemsize: int, arrays: int, device: Device) -> str:
+def _nothing_fits(view: View, itemsize: int, arrays: int, device: Device, group_size: int) -> str:
     """The reason, from the tile that comes closest."""
     _, positions, channels = view
-    candidates = [tile for tiles in _candidates(view, itemsize, arrays, device) for tile in tiles]
+    candidates = [tile for tiles in _candidates(view, itemsize, arrays, device, group_size) for tile in tiles]
     if not candidates:
         return (
             f"an instance of {positions} positions is less than a thread block computes at once, and only bulk copies "

@@ -17,6 +17,8 @@ from jaxnorm.gpu.tile import CopyKind, NoTile, SynchronizationKind, Tile
 
 EPS = 1e-5
 DTYPES = ("float32", "bfloat16", "float16")
+# Groups of channels that the lanes of a thread block hold.
+GROUP_SIZES = (4, 8, 16, 32)
 ACTIVATIONS: dict[str, Activation | None] = {"none": None, "tanh": jnp.tanh}
 # We give up on a case of one kind after this number of guesses.
 _GUESSES = 1000
@@ -184,8 +186,10 @@ def draw_kinds(
 def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device: Device, size: Size) -> Case:
     """A random case that is likely to be of a kind. Whether it is must be verified."""
     # Rows must start at multiples of 16 bytes; a span is for instances that do not.
-    is_span, aligned = kind.copies == "span", 16 // jnp.dtype(options["dtype"]).itemsize
+    itemsize = jnp.dtype(options["dtype"]).itemsize
+    is_span, aligned = kind.copies == "span", 16 // itemsize
     channels_last = bool(rng.integers(2)) and not is_span
+    group_size = int(rng.choice(GROUP_SIZES)) if channels_last and rng.integers(2) else 1
     most_blocks = size.thread_blocks[1]
     blocks = kind.blocks or (
         _between(rng, 2, min(device.sm_count, most_blocks)) if kind.synchronization == "group" else 1
@@ -194,6 +198,7 @@ def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device:
     elements, batch = _between(rng, *size.elements), _between(rng, 1, min(8, most_blocks // blocks))
     most = max(1, most_blocks // (blocks * batch))
     channels = aligned * _between(rng, 1, min(32, 8 * most)) if channels_last else _between(rng, 1, min(64, most))
+    channels = -(-channels // group_size) * group_size
     if is_span:
         # A thread block has several instances, so they must be small and many.
         channels = aligned * max(1, elements // (batch * aligned * _between(rng, 16, 2048)))
@@ -203,7 +208,7 @@ def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device:
     row = 1 if channels_last or is_span else aligned * int(rng.choice([1, 2, 8]))
     spatial.append(rounded(elements // (batch * channels * math.prod(spatial) * row)) * row)
     # With about this much shared memory an instance takes the wanted number of blocks. Groups fill all SMs or a part.
-    instance_bytes = math.prod(spatial) * (32 if channels_last else 4)
+    instance_bytes = math.prod(spatial) * (max(32, group_size * itemsize) if channels_last else 4)
     shared = max(12 * 1024, 8 * 1024 + int(instance_bytes / blocks * rng.uniform(0.5, 4)))
     return Case(
         shape=(batch, *spatial, channels) if channels_last else (batch, channels, *spatial),
@@ -214,6 +219,7 @@ def guess(rng: np.random.Generator, kind: Kind, options: dict[str, Any], device:
             sm_count=min(blocks * _between(rng, 2, 8), device.sm_count),
             shared_memory=device.shared_memory if is_span else min(shared, device.shared_memory),
         ),
+        group_size=group_size,
         **options,
     )
 
