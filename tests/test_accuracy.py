@@ -60,6 +60,7 @@ def test_sizes_around_the_provisional_center(implementation, positions):
     check(implementation, "float32", (1, positions, 3), (-1,), activation="leaky_relu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments(dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -73,6 +74,7 @@ def test_moments(dtype):
     np.testing.assert_allclose(var, var64.reshape(2, 5), rtol=rtol)
 
 
+@pytest.mark.slow
 def test_moments_over_several_channel_axes():
     x = draw((2, 3, 4, 5), "float32")
     mean, _ = jaxnorm.instance_moments(x, channel_axis=(1, 3))

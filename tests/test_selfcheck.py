@@ -74,6 +74,7 @@ def test_the_rest_is_run_anyway():
     assert report.verdict(found) == "1 died, 1 failed"
 
 
+@pytest.mark.slow
 def test_what_was_not_run_is_one_line_and_proves_nothing(capsys):
     late = run_entries(entry(faults.fine), entry(faults.fine), Entry("races", entry(faults.fine).row, None), seconds=-1)
     assert [row["outcome"] for row in late["numbers"] + late["races"]] == ["not run"] * 3
@@ -304,6 +305,7 @@ def test_every_entry_of_the_table_has_its_report():
 # How time is taken, as far as a CPU shows it.
 
 
+@pytest.mark.slow
 def test_every_buffer_is_read_once_and_no_call_is_dropped_or_moved():
     buffers = times.make_buffers((4, 8), "float32", 5 * 4 * 8 * 4 - 1)
     assert len({float(buffer[0, 0]) for buffer in buffers}) == len(buffers) == 5
