@@ -1,12 +1,19 @@
-"""Compiles for one GPU that is not there and prints what came out, as one JSON object per line.
+"""Compiles for one GPU that is not there, and answers questions about what came out.
 
-python tests/aot_report.py H100 calls pallas last:8x64x64x256:float32 first:8x256x64x64:bfloat16:residual
-python tests/aot_report.py A100 calls pallas last:8x64x64x256:float32:8:residual
-python tests/aot_report.py H100 views 2x225x8,3x1008x1 float16 float32:residual
-python tests/aot_report.py H100 activations
-python tests/aot_report.py H100 transformations
-python tests/aot_report.py H100 mesh Auto
-python tests/aot_report.py "RTX 3090" blocks 0 4
+Each line of the input is a question, as a JSON list of words; each line of the output is the answer, as a JSON list of
+dicts, or as a text where something was raised. One process answers many questions, because it takes seconds to start.
+
+python tests/aot_report.py H100 <<END
+["calls", "pallas", "last:8x64x64x256:float32:relu", "first:8x256x64x64:bfloat16:gelu:residual"]
+["calls", "pallas", "last:8x64x64x256:float32:silu:8:residual"]
+["views", "2x225x8,3x1008x1", "float16", "float32:residual"]
+["activations", "relu", "gelu"]
+["transformations", "vmap", "scan"]
+["mesh", "Auto", "batch", "float32"]
+["blocks", "0", "4"]
+["ptx", "2x250x4:float32:relu"]
+["races"]
+END
 """
 
 import dataclasses
@@ -18,12 +25,13 @@ import math
 import random
 import re
 import sys
+import traceback
 
-import as_if_proven
 import jax
 import jax.numpy as jnp
 from activations import ACTIVATIONS
 from jax.sharding import AxisType
+from ptx_report import report_ptx
 
 from benchmarks import traffic
 from benchmarks.aot import Compiler, shared_memory
@@ -33,19 +41,21 @@ from benchmarks.shapes import CHANNEL_AXIS, Shape, random_blocks
 from jaxnorm import group_norm, instance_norm, pallas_kernel
 from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.gpu.tile import NoTile, find_tile
+from jaxnorm.selfcheck import numbers, races
+from jaxnorm.selfcheck.cases import Case
 
 KERNELS = ("jaxnorm_forward", "jaxnorm_backward")
 
 
 def report_call(compiler, case, implementation):
-    """instance_norm with ReLU, or group_norm with SiLU, and all its gradients, in one program.
+    """instance_norm or group_norm and all its gradients, in one program.
 
     Args:
-      case: such as "last:8x64x64x256:float32" or "first:8x256x64x64:bfloat16:residual"; with a number before the
-        residual, "last:8x64x64x256:float32:8:residual", it is group_norm with so many channels per group.
+      case: such as "last:8x64x64x256:float32:relu" or "first:8x256x64x64:bfloat16:gelu:residual"; with a number before
+        the residual, "last:8x64x64x256:float32:silu:8:residual", it is group_norm with that many channels per group.
       implementation: as in instance_norm.
     """
-    layout, shape, dtype, *options = case.split(":")
+    layout, shape, dtype, activation, *options = case.split(":")
     groups = {"group_size": int(options.pop(0))} if options and options[0].isdigit() else {}
     channel_axis = {"first": 1, "last": -1}[layout]
     x = jax.ShapeDtypeStruct(tuple(map(int, shape.split("x"))), dtype)
@@ -54,7 +64,7 @@ def report_call(compiler, case, implementation):
         group_norm if groups else instance_norm,
         **groups,
         channel_axis=channel_axis,
-        activation=jax.nn.silu if groups else jax.nn.relu,
+        activation=ACTIVATIONS[activation],
         implementation=implementation,
     )
 
@@ -101,8 +111,8 @@ def report_view(compiler, device, view, dtype, *, residual, activation):
         yield found
 
 
-def report_transformations(compiler):
-    """How often a transformed call launches each kernel."""
+def transformations():
+    """{name: (a transformed call, its arguments)}"""
     x = jax.ShapeDtypeStruct((3, 2, 32, 32, 64), "float32")
     parameter = jax.ShapeDtypeStruct((3, 64), "float32")
     one = tuple(jax.ShapeDtypeStruct(value.shape[1:], value.dtype) for value in (x, parameter, parameter))
@@ -114,47 +124,68 @@ def report_transformations(compiler):
     def layers(x, gamma, beta):
         return jnp.sum(jax.lax.scan(lambda x, _: (norm(x, gamma, beta), None), x, None, length=3)[0])
 
-    for name, function, arguments in (
-        ("vmap", jax.vmap(norm), (x, parameter, parameter)),
-        ("vmap of x alone", jax.vmap(norm, (0, None, None)), (x, *one[1:])),
-        ("vmap of gamma alone", jax.vmap(norm, (None, 0, None)), (one[0], parameter, one[2])),
-        ("vmap with a name", jax.vmap(norm, axis_name="styles"), (x, parameter, parameter)),
-        ("vmap of vmap", jax.vmap(jax.vmap(norm, (None, 0, None)), (0, None, None)), (x, parameter, one[2])),
-        ("vmap of grad", jax.vmap(jax.grad(loss)), (x, parameter, parameter)),
-        ("grad", jax.grad(loss), one),
-        ("grad of grad", jax.grad(lambda *given: jnp.sum(jax.grad(loss)(*given) ** 2)), one),
-        ("checkpoint", jax.grad(jax.checkpoint(loss)), one),
-        ("scan", jax.grad(layers), one),
-        ("scan of checkpoint", jax.grad(jax.checkpoint(layers)), one),
-    ):
-        text, _ = compiler.compile(function, *arguments)
-        yield {"transformation": name, "launches": [kernel_calls(text, kernel) for kernel in KERNELS]}
+    return {
+        "vmap": (jax.vmap(norm), (x, parameter, parameter)),
+        "vmap of x alone": (jax.vmap(norm, (0, None, None)), (x, *one[1:])),
+        "vmap of gamma alone": (jax.vmap(norm, (None, 0, None)), (one[0], parameter, one[2])),
+        "vmap with a name": (jax.vmap(norm, axis_name="styles"), (x, parameter, parameter)),
+        "vmap of vmap": (jax.vmap(jax.vmap(norm, (None, 0, None)), (0, None, None)), (x, parameter, one[2])),
+        "vmap of grad": (jax.vmap(jax.grad(loss)), (x, parameter, parameter)),
+        "grad": (jax.grad(loss), one),
+        "grad of grad": (jax.grad(lambda *given: jnp.sum(jax.grad(loss)(*given) ** 2)), one),
+        "checkpoint": (jax.grad(jax.checkpoint(loss)), one),
+        "scan": (jax.grad(layers), one),
+        "scan of checkpoint": (jax.grad(jax.checkpoint(layers)), one),
+    }
 
 
-def report_mesh(axis_type):
-    """A training step's norm on 8 GPUs, in units of the part of one: one dict for each placement of x."""
-    compiler = Compiler("H100", {"data": 2, "space": 4}, axis_type)
+def report_transformation(compiler, name):
+    """How often a transformed call launches each kernel."""
+    function, arguments = transformations()[name]
+    text, _ = compiler.compile(function, *arguments)
+    return {"transformation": name, "launches": [kernel_calls(text, kernel) for kernel in KERNELS]}
 
-    def gradients(implementation, dy, *given):
+
+# Shape and partition of x on 8 GPUs. Where the positions of an instance are divided there is no kernel.
+PLACEMENTS = {
+    "batch": ((16, 64, 64, 256), (("data", "space"),), "pallas"),
+    "batch and channels": ((8, 64, 64, 256), ("data", None, None, "space"), "pallas"),
+    "batch of large maps": ((8, 512, 512, 64), (("data", "space"),), "pallas"),
+    "batch and space": ((2, 128, 64, 64, 32), ("data", "space"), None),
+}
+
+
+def report_mesh(gpu, axes, placement, dtype):
+    """A training step's norm on 8 GPUs, in units of the part of one."""
+    compiler = Compiler(gpu, {"data": 2, "space": 4}, AxisType[axes])
+    shape, spec, implementation = PLACEMENTS[placement]
+
+    def gradients(dy, *given):
         norm = functools.partial(instance_norm, channel_axis=-1, activation=jax.nn.relu, implementation=implementation)
         y, pullback = jax.vjp(norm, *given)
         return y, pullback(dy)
 
-    for name, shape, spec, implementation in (
-        ("batch", (16, 64, 64, 256), (("data", "space"),), None),
-        ("batch and channels", (8, 64, 64, 256), ("data", None, None, "space"), None),
-        ("batch of large maps", (8, 512, 512, 64), (("data", "space"),), "pallas"),
-        ("batch and space", (2, 128, 64, 64, 32), ("data", "space"), None),
-    ):
-        for dtype in ("float32", "bfloat16"):
-            x, parameter = compiler.array(shape, dtype, *spec), compiler.array(shape[-1:], "float32")
-            text, _ = compiler.compile(functools.partial(gradients, implementation), x, x, parameter, parameter)
-            yield {
-                "placement": name,
-                "views": [kernel_view(text, kernel) for kernel in KERNELS],
-                "sent": collectives(text),
-                "units": moved_bytes(text) / (math.prod(shape) * x.dtype.itemsize / 8),
-            }
+    x, parameter = compiler.array(shape, dtype, *spec), compiler.array(shape[-1:], "float32")
+    text, _ = compiler.compile(gradients, x, x, parameter, parameter)
+    return {
+        "views": [kernel_view(text, kernel) for kernel in KERNELS],
+        "sent": collectives(text),
+        "units": moved_bytes(text) / (math.prod(shape) * x.dtype.itemsize / 8),
+    }
+
+
+def report_races(compiler, device):
+    """Selfcheck's repeated training step beside work on another stream."""
+    case = Case((2, 32, 32, 64), -1, "float32", implementation="pallas", device=device)
+    given = jax.tree.map(lambda value: jax.ShapeDtypeStruct((2, *value.shape), value.dtype), numbers.draw(case))
+
+    def run(stacked, repeats):
+        return races.repeat(numbers.training_step(case), stacked, repeats, busy=True)
+
+    text, _ = compiler.compile(run, given, jax.ShapeDtypeStruct((), "int32"))
+    between = text.partition(" call-start(")[2].partition(" call-done(")[0]
+    mosaic = between.count('custom_call_target="mosaic_gpu')
+    return {"other_streams": text.count(" call-start("), "kernels_meanwhile": mosaic}
 
 
 def report_blocks(compiler, seed, count):
@@ -197,38 +228,56 @@ def _found(compiler, function, arguments, x):
     }
 
 
-def main(gpu, what, *options):
-    # The process ends soon, and Mosaic makes millions of objects.
-    gc.disable()
-    # What is chosen is part of what is looked at.
-    as_if_proven.assume()
-    if what == "mesh":
-        for found in report_mesh(AxisType[options[0]]):
-            print(json.dumps(found))
-        return
-    compiler = Compiler(gpu)
-    whole = {"transformations": report_transformations, "blocks": report_blocks}
-    if what in whole:
-        for found in whole[what](compiler, *map(int, options)):
-            print(json.dumps(found))
-        return
+def answer(gpu, compiler, what, *words):
+    """The dicts that answer a question."""
     device = DEVICES[gpu]
-    if what == "activations":
-        for name, activation in ACTIVATIONS.items():
-            for found in report_view(compiler, device, (8, 1024, 64), "float32", residual=True, activation=activation):
-                print(json.dumps({"activation": name} | found))
-        return
-    if what == "calls":
-        implementation, *cases = options
-        for case in cases:
-            print(json.dumps(report_call(compiler, case, None if implementation == "None" else implementation)))
-        return
-    views, *dtypes = options
-    for view, described in itertools.product(views.split(","), dtypes):
+    match what:
+        case "calls":
+            implementation, *cases = words
+            found = [
+                report_call(compiler, case, None if implementation == "None" else implementation) for case in cases
+            ]
+        case "views":
+            found = views(compiler, device, *words)
+        case "activations":
+            found = itertools.chain.from_iterable(report_activation(compiler, device, name) for name in words)
+        case "transformations":
+            found = [report_transformation(compiler, name) for name in words]
+        case "mesh":
+            found = [report_mesh(gpu, *words)]
+        case "blocks":
+            found = report_blocks(compiler, *map(int, words))
+        case "ptx":
+            found = itertools.chain.from_iterable(report_ptx(compiler, device, case) for case in words)
+        case "races":
+            found = [report_races(compiler, device)]
+    return list(found)
+
+
+def views(compiler, device, shapes, *dtypes):
+    for view, described in itertools.product(shapes.split(","), dtypes):
         dtype, *residual = described.split(":")
         shape = tuple(map(int, view.split("x")))
-        for found in report_view(compiler, device, shape, dtype, residual=bool(residual), activation=jax.nn.relu):
-            print(json.dumps(found))
+        yield from report_view(compiler, device, shape, dtype, residual=bool(residual), activation=jax.nn.relu)
+
+
+def report_activation(compiler, device, name):
+    """The kernels with an activation; "all" is the sum of all of them, so that one kernel has every primitive."""
+    activation = (lambda z: sum(each(z) for each in ACTIVATIONS.values())) if name == "all" else ACTIVATIONS[name]
+    for found in report_view(compiler, device, (8, 1024, 64), "float32", residual=True, activation=activation):
+        yield {"activation": name} | found
+
+
+def main(gpu):
+    # Mosaic makes millions of objects, among which the garbage collector would look for garbage again and again.
+    gc.disable()
+    compiler = Compiler(gpu)
+    for line in sys.stdin:
+        try:
+            found = answer(gpu, compiler, *json.loads(line))
+        except Exception:
+            found = traceback.format_exc()
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,19 @@
-"""Compiles the kernels of one GPU that is not there and prints what their PTX says, as one JSON object per line.
+"""What the PTX of a kernel says, compiled for a GPU that is not there: a part of aot_report.py.
 
-python tests/ptx_report.py H100 2x250x4:float32 6x8x128:bfloat16:silu
-
-A case is a canonical view, a dtype and the name of an activation. What the Pallas interpreter cannot show is there:
-how large a store is, which barriers remain, and which additions are fused with a product.
+The interpreter of Pallas cannot show how large a store is, which barriers remain, and which additions are fused with a
+product.
 """
 
-import gc
-import json
 import os
 import pathlib
 import re
-import sys
 import tempfile
 
 import jax
 import jax.numpy as jnp
 from activations import ACTIVATIONS
 
-from benchmarks.aot import Compiler
 from jaxnorm import pallas_kernel
-from jaxnorm.gpu.devices import DEVICES
 from jaxnorm.gpu.tile import find_tile
 
 
@@ -78,28 +71,20 @@ def fused_sums(text):
     return [line.strip() for line in fused if {*shuffled, *moved} & set(re.findall(r"%\w+", line)[1:])]
 
 
-def main(gpu, *cases):
-    # The process ends soon, and Mosaic makes millions of objects.
-    gc.disable()
-    compiler = Compiler(gpu)
-    for case in cases:
-        shape, dtype, activation = case.split(":")
-        view = tuple(map(int, shape.split("x")))
-        for name, tile, function, arguments in passes(view, dtype, ACTIVATIONS[activation], DEVICES[gpu]):
-            text = ptx(compiler, function, arguments)
-            found = {
-                "case": case,
-                "of": name,
-                "copies": tile.copies,
-                "ragged": tile.ragged,
-                "box_bytes": tile.rows * tile.row_bytes,
-                "last_bytes": tile.extent % tile.rows * tile.row_bytes,
-                "bulk_stores": bulk_stores(text),
-                "fused_sums": fused_sums(text),
-                "barriers": text.count("bar.sync"),
-            }
-            print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def report_ptx(compiler, device, case):
+    """One dict for each pass of a case: a canonical view, a dtype and an activation, as "2x250x4:float32:relu"."""
+    shape, dtype, activation = case.split(":")
+    view = tuple(map(int, shape.split("x")))
+    for name, tile, function, arguments in passes(view, dtype, ACTIVATIONS[activation], device):
+        text = ptx(compiler, function, arguments)
+        yield {
+            "case": case,
+            "of": name,
+            "copies": tile.copies,
+            "ragged": tile.ragged,
+            "box_bytes": tile.rows * tile.row_bytes,
+            "last_bytes": tile.extent % tile.rows * tile.row_bytes,
+            "bulk_stores": bulk_stores(text),
+            "fused_sums": fused_sums(text),
+            "barriers": text.count("bar.sync"),
+        }

@@ -5,6 +5,7 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
+from cases import exhaustive, pairwise
 from checked_call import check, draw
 
 import jaxnorm
@@ -17,46 +18,49 @@ DTYPES = ["float16", "bfloat16", "float32", "float64"]
 SHAPES = {3: (2, 5, 1001), 4: (3, 4, 9, 13), 5: (2, 3, 4, 5, 6)}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rank", SHAPES)
-@pytest.mark.parametrize("channels", ["first", "last"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("implementation", "channels", "rank", "dtype"), pairwise(IMPLEMENTATIONS, ["first", "last"], list(SHAPES), DTYPES)
+)
 def test_layout_rank_dtype(implementation, channels, rank, dtype):
     batch, channel, *spatial = SHAPES[rank]
     shape, axes = ((batch, channel, *spatial), (1,)) if channels == "first" else ((batch, *spatial, channel), (-1,))
     check(implementation, dtype, shape, axes, residual=True, activation="silu")
 
 
-@pytest.mark.parametrize(
-    ("gamma", "beta"), [(g, b) for g in ("none", "shared", "each") for b in ("none", "shared", "each")]
-)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+FORMS = ["none", "shared", "each"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("implementation", "gamma", "beta"), pairwise(IMPLEMENTATIONS, FORMS, FORMS))
 def test_parameter_forms(implementation, gamma, beta):
     check(implementation, "float32", (3, 7, 9, 4), (-1,), gamma=gamma, beta=beta)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
-@pytest.mark.parametrize("activation", oracle.ACTIVATIONS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("implementation", "activation", "residual"), pairwise(IMPLEMENTATIONS, list(oracle.ACTIVATIONS), [False, True])
+)
 def test_activation_and_residual(implementation, activation, residual):
     check(implementation, "float32", (2, 3, 8, 9), (1,), residual=residual, activation=activation)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", [(2,), (1, 2), (-2, -1), (1, -1), (2, 1)], ids=str)
-@pytest.mark.parametrize("gamma", ["shared", "each"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("implementation", "gamma", "axes"),
+    pairwise(IMPLEMENTATIONS, ["shared", "each"], [(2,), (1, 2), (-2, -1), (1, -1), (2, 1)]),
+)
 def test_any_channel_axes(implementation, gamma, axes):
     check(implementation, "float32", (2, 3, 4, 5), axes, gamma=gamma, residual=True, activation="tanh")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [255, 256, 257, 4096, 70001])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["xla", pytest.param("reference", marks=exhaustive)])
 def test_sizes_around_the_provisional_center(implementation, positions):
     check(implementation, "float32", (1, positions, 3), (-1,), activation="leaky_relu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments(dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -70,6 +74,7 @@ def test_moments(dtype):
     np.testing.assert_allclose(var, var64.reshape(2, 5), rtol=rtol)
 
 
+@pytest.mark.slow
 def test_moments_over_several_channel_axes():
     x = draw((2, 3, 4, 5), "float32")
     mean, _ = jaxnorm.instance_moments(x, channel_axis=(1, 3))

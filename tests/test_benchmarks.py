@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
+from cases import exhaustive
 
 from benchmarks import compare, contenders, growth, networks, turns
 from benchmarks.contenders import BASELINE, JAXNORM, STABLE
@@ -21,8 +22,15 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "residual"),
+    [
+        (LAYOUTS[0], False),
+        (LAYOUTS[1], True),
+        pytest.param(LAYOUTS[0], True, marks=exhaustive),
+        pytest.param(LAYOUTS[1], False, marks=exhaustive),
+    ],
+)
 def test_contenders_compute_the_same(layout, residual):
     (tiny,) = TINY.values()
     case = Case("tiny", tiny, layout, "float32", residual=residual)
@@ -69,6 +77,7 @@ def test_compare_writes_table_picture_and_figures(tmp_path, capsys):
         assert result["share_of_copy"] > 0
 
 
+@exhaustive
 def test_another_copy_of_jaxnorm_is_timed_in_its_own_process(tmp_path, capsys):
     """The copy here returns its input, so we can tell by its version and its speed that it is the one that ran."""
     package = tmp_path / "jaxnorm"
@@ -129,7 +138,7 @@ def test_steepness():
     assert growth.steepness(2, [2, 4], cost) is None
 
 
-def test_random_shapes_are_those_of_the_seed_and_reported(tmp_path, capsys):
+def test_random_shapes_are_those_of_the_seed():
     cases = random_cases(5, 200)
     assert cases == random_cases(5, 200)
     assert cases != random_cases(6, 200)
@@ -142,6 +151,10 @@ def test_random_shapes_are_those_of_the_seed_and_reported(tmp_path, capsys):
         assert 1 <= case.shape.batch <= 128
         assert 1 <= case.shape.channels <= 512
         assert all(2 <= side <= 256 for side in case.shape.spatial)
+
+
+@exhaustive
+def test_results_on_random_shapes_name_their_seed(tmp_path, capsys):
     figures = tmp_path / "figures.json"
     compare.main(["--seeds", "5", "6", "--count", "2", "--seconds", "0", "--json", str(figures)])
     printed = capsys.readouterr().out
@@ -152,6 +165,7 @@ def test_random_shapes_are_those_of_the_seed_and_reported(tmp_path, capsys):
     assert results["again"]
 
 
+@exhaustive
 @pytest.mark.timeout(600)
 def test_networks_are_compared_with_flax(tmp_path, capsys):
     figures = tmp_path / "figures.json"
@@ -174,6 +188,7 @@ def test_a_difference_that_the_quartiles_do_not_support_is_not_printed():
 GPU = "jax_plugins.xla_cuda13"
 
 
+@exhaustive
 def test_a_training_step_is_compiled_for_an_h100():
     pytest.importorskip(GPU)
     (found,) = networks.in_another_process(
@@ -182,6 +197,7 @@ def test_a_training_step_is_compiled_for_an_h100():
     assert found["bfloat16"] > 0
 
 
+@exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("command", "needs"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import exhaustive
 
 import jaxnorm
 from benchmarks.hlo import moved_bytes, operations
@@ -54,8 +55,18 @@ def training_step(norm):
     return step
 
 
+def chosen(cases, name, positions):
+    """The cases as parameters of a test; `make test` runs those at the positions."""
+    return [
+        pytest.param(case, id=name(case), marks=[] if i in positions else [exhaustive]) for i, case in enumerate(cases)
+    ]
+
+
+# Both layouts in both dtypes, the case that SMALL is for, and a single channel.
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.layout}-{case.array}-{case.dtype}")
+@pytest.mark.parametrize(
+    "case", chosen(CASES, lambda case: f"{case.layout}-{case.array}-{case.dtype}", (0, 2, 5, 15, 16))
+)
 def test_passes_over_memory(case):
     norm = functools.partial(
         jaxnorm.instance_norm,
@@ -99,10 +110,12 @@ def draw_deep(seed, count):
     return [draw_one() for _ in range(count)]
 
 
+# Both layouts with two and with three spatial axes.
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "channel_axis"), draw_deep(SEED, 12))
-def test_what_is_final_is_written_as_a_view(shape, channel_axis):
+@pytest.mark.parametrize("case", chosen(draw_deep(SEED, 12), str, (0, 1, 2, 10)))
+def test_what_is_final_is_written_as_a_view(case):
     """y, dx, and what is kept of an expensive activation: in loops over short axes LLVM computes nothing in vectors."""
+    shape, channel_axis = case
     norm = functools.partial(
         jaxnorm.instance_norm, channel_axis=channel_axis, activation=jax.nn.silu, implementation="xla"
     )
@@ -118,6 +131,7 @@ def test_what_is_final_is_written_as_a_view(shape, channel_axis):
         assert f" = f32[{sizes}]" in line
 
 
+@pytest.mark.slow
 def test_an_expensive_activation_is_evaluated_once():
     """Not once for each sum and once for dx: the hyperbolic tangent of gelu, in a training step."""
     norm = functools.partial(jaxnorm.instance_norm, activation=jax.nn.gelu, implementation="xla")
@@ -126,6 +140,7 @@ def test_an_expensive_activation_is_evaluated_once():
     assert jax.jit(training_step(norm)).lower(x, parameter, parameter, x).compile().as_text().count(" tanh(") == 1
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_separate_activation_is_computed_once():
     """Not in the sums and in dx: they would be loops too long for LLVM to compute them in vectors."""
 
@@ -136,6 +151,7 @@ def test_the_gradient_of_a_separate_activation_is_computed_once():
     assert jax.jit(training_step(norm)).lower(x, parameter, parameter, x).compile().as_text().count(" cosine(") == 1
 
 
+@pytest.mark.slow
 def test_what_is_final_is_computed_once():
     """Not y and dx again in the copies that the gradient of a convolution's weights takes, in another order."""
     x, weights = jax.ShapeDtypeStruct((4, 48, 48, 16), jnp.float32), jax.ShapeDtypeStruct((3, 3, 16, 16), jnp.float32)

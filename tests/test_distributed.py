@@ -12,6 +12,7 @@ import each_command
 import numpy as np
 import pytest
 import tolerance
+from cases import exhaustive
 
 pytestmark = pytest.mark.slow
 
@@ -77,9 +78,9 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "devices", "space"),
     [
-        pytest.param(2, 1, 1, id="two processes share the batch"),
+        pytest.param(2, 1, 1, id="two processes share the batch", marks=exhaustive),
         pytest.param(1, 4, 4, id="four devices share every volume"),
-        pytest.param(2, 2, 2, id="processes share the batch, and devices every volume"),
+        pytest.param(2, 2, 2, id="processes share the batch, and devices every volume", marks=exhaustive),
     ],
 )
 def test_losses_are_those_of_one_device(tmp_path, alone, processes, devices, space):

@@ -8,6 +8,7 @@ import tomllib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import exhaustive
 
 import jaxnorm
 from benchmarks import accuracy
@@ -43,8 +44,16 @@ for block in json.loads(BLOCKS):
 """
 
 
+def all_but_the_readme(page):
+    """`make test` runs the examples of the README, `make test-all` those of every page."""
+    return [] if page.name == "README.md" else [exhaustive]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if fenced(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.name, marks=all_but_the_readme(page)) for page in PAGES if fenced(page, "python")],
+)
 def test_every_python_block_runs_by_itself(page, run_python):
     """A page in a process of its own, since one of them asks for eight devices."""
     run_python(f"BLOCKS = {json.dumps(fenced(page, 'python'))!r}\n{RUN_EACH}")
@@ -54,7 +63,6 @@ def test_pages_have_examples():
     assert {page.name for page in PAGES if fenced(page, "python")} >= RUNNABLE
 
 
-DIFFS = [(page, i, diff) for page in PAGES for i, diff in enumerate(fenced(page, "diff"))]
 # A module before and after the diff: imports, and what its body makes of x and skip.
 MODULE = """
 {imports}
@@ -81,8 +89,15 @@ def network(lines):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "i", "diff"), DIFFS, ids=[f"{page.name}-{i}" for page, i, _ in DIFFS])
-def test_a_network_takes_its_checkpoint_over_a_diff(page, i, diff):
+@pytest.mark.parametrize(
+    "diff",
+    [
+        pytest.param(diff, id=f"{page.name}-{i}", marks=all_but_the_readme(page))
+        for page in PAGES
+        for i, diff in enumerate(fenced(page, "diff"))
+    ],
+)
+def test_a_network_takes_its_checkpoint_over_a_diff(diff):
     """Both sides of the diff run, and the second one loads the parameters of the first one and computes the same."""
     before, after = (
         network([line[1:] for line in diff.splitlines() if line[:1] in ("", " ", sign)]) for sign in ("-", "+")

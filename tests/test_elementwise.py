@@ -14,6 +14,7 @@ from jaxnorm.gpu import elementwise
 Z = np.concatenate([np.linspace(-12, 12, 4001), np.linspace(-1e-3, 1e-3, 101), [0.0, -0.0]]).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_value_and_pullback(name):
     activation = ACTIVATIONS[name]
@@ -47,12 +48,14 @@ def test_substitutes_against_float64(function, exact):
     np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-37)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [jax.lax.erf, jax.lax.erfc, jnp.expm1, jnp.log1p])
 def test_substitutes_at_the_ends(function):
     x = jnp.asarray([np.inf, -np.inf, np.nan, 1e30, -1e30, -1.0], jnp.float32)
     np.testing.assert_allclose(elementwise.evaluate(elementwise.trace(function), x), function(x), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("sign", [1, -1, Z / np.abs(Z + 1e-30), np.sign(np.sin(1e5 * Z))])
 def test_in_bfloat16_the_hardware_is_good_enough(name, sign):
@@ -75,6 +78,7 @@ def test_in_bfloat16_the_hardware_is_good_enough(name, sign):
     assert np.all(np.abs(dz - pullback(jnp.asarray(dy))[0]) <= 2.0**-8 / 8)
 
 
+@pytest.mark.slow
 def test_a_constant_and_a_captured_number():
     slope = np.float32(0.3)
     activation = lambda z: jnp.where(z > 0, z, slope * z) + jnp.asarray(2.0)  # noqa: E731

@@ -1,11 +1,9 @@
-"""Group norm in the kernel: interpreted, its numbers against float64; compiled, what it moves.
+"""Group norm in the kernel, interpreted: its numbers against float64. What it moves is in test_kernel_compiled.py.
 
 How it copies and synchronizes is that of instance norm. What differs are the sums over the lanes of a group, so the
 cases are few.
 """
 
-import json
-import pathlib
 from unittest import mock
 
 import jax
@@ -23,7 +21,6 @@ from jaxnorm.gpu.devices import DEVICES, Device
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.timeout(300)]
 
-TESTS = pathlib.Path(__file__).parent
 GROUP_SIZES = [4, 8, 16, 32]
 # Bytes of a row of 32 bytes or more in all its positions: enough for two to eight blocks to share them.
 SHARED_BYTES = 76 * 1024
@@ -96,30 +93,3 @@ def test_each_group_is_its_own():
     # The bound of test_offsets.py.
     np.testing.assert_allclose(y[..., 4:12], want[..., 4:12], rtol=0, atol=3e-6)
     assert np.isnan(y[..., 12:]).all()
-
-
-# 32 groups in feature maps of autoencoders; groups of blocks that meet in global memory; larger groups.
-CASES = [
-    "last:8x64x64x256:float32:8:residual",
-    "last:8x64x64x256:bfloat16:8",
-    "last:2x64x64x128:float32:4",
-    "last:4x32x32x512:bfloat16:16:residual",
-    "last:1x512x512x128:bfloat16:4",
-    "last:4x32x32x1024:float32:32",
-]
-
-
-@pytest.mark.parametrize("gpu", ["H100", "A100", "B200"])
-def test_what_it_moves(gpu, run_python):
-    """Compiled with SiLU: two kernels that read and write each array once, nothing else as large, nothing spilled."""
-    program = f"import sys; sys.path[:0] = {[str(TESTS.parent), str(TESTS)]}; import aot_report; "
-    printed = run_python(program + f"aot_report.main({gpu!r}, 'calls', 'pallas', *{CASES})")
-    found = [json.loads(line) for line in printed.splitlines()]
-    assert [each["case"] for each in found] == CASES
-    for each in found:
-        assert each["calls"] == {"jaxnorm_forward": 1, "jaxnorm_backward": 1}, each
-        assert each["mosaic"] == 2, each
-        assert not each["others"], each
-        assert all(kernel["spilled"] == 0 for kernel in each["kernels"].values()), each
-        # Forward 2 and backward 3, and with a residual 3 and 5; 0.05 each for all that is small.
-        assert each["units"] <= (8 if each["case"].endswith("residual") else 5) + 0.1, each

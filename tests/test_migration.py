@@ -19,6 +19,7 @@ def random_like(tree, seed):
     return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_checkpoints_of_group_norm_with_one_channel_per_group_load(shape):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import exhaustive
 
 from benchmarks import machine_code
 
@@ -19,6 +20,7 @@ MOST = {
 REGISTERS, SHARED_MEMORY, THREADS = 64 * 1024, 228 * 1024, 128
 
 
+@exhaustive
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_loops_of_the_kernel_are_short(tmp_path):

@@ -36,6 +36,7 @@ others = (st.sampled_from([2, 4]), st.integers(1, 3), st.sampled_from(list(DEVIC
 calls = st.tuples(views, *others)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(calls)
 @example(((472, 2, 1), 2, 1, DEVICES["A100"], 8.0))
@@ -62,6 +63,7 @@ def test_a_tile_fits_and_divides(call):
         assert tile.boxes <= MOST_BOXES
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(calls, st.sampled_from([2, 4, 8, 16, 32, 64]))
 def test_a_block_holds_whole_groups(call, size):
@@ -74,6 +76,7 @@ def test_a_block_holds_whole_groups(call, size):
     assert tile.lanes % size == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["A100", "H100", "B200", "RTX 4090"])
 def test_the_groups_of_autoencoders_have_tiles(device):
     for channels, itemsize, arrays in itertools.product([128, 256, 512, 1024], [2, 4], [1, 2, 3]):
@@ -81,6 +84,7 @@ def test_the_groups_of_autoencoders_have_tiles(device):
         assert not isinstance(tile, NoTile), tile.reason
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(calls)
 def test_nobody_waits_for_a_block_that_cannot_run(call):
@@ -100,6 +104,7 @@ def test_nobody_waits_for_a_block_that_cannot_run(call):
         assert (tile.blocks_per_instance - 1) * tile.block_rows < tile.extent
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(calls)
 def test_every_row_and_lane_is_covered_once(call):
@@ -142,6 +147,7 @@ def _covered(starts, width, size):
     return [i for start in starts for i in range(start, min(start + width, size))]
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.tuples(huge_views, *others))
 def test_indices_fit_into_32_bits(call):
@@ -193,6 +199,7 @@ def test_the_largest_batch(positions, channels, itemsize, device, unit):
         assert int(row) * largest.lanes + int(lane) == (admitted * unit - 1) * positions
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(calls, st.integers(2, 20))
 def test_no_tile_that_fits_is_ranked_before_it(call, groups):
@@ -215,6 +222,7 @@ def rank(tile, device, issued):
     return not is_full(tile, device), microseconds(tile, device, issued) * handicap
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(calls)
 def test_every_block_of_a_group_gets_its_turn(call):
@@ -249,6 +257,7 @@ def test_every_block_of_a_group_gets_its_turn(call):
     assert waiting == [0] * kernels
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(calls)
 def test_bytes_stay_at_the_floor(call):
@@ -262,6 +271,7 @@ def test_bytes_stay_at_the_floor(call):
     assert exchanged <= math.prod(view) * itemsize * arrays / 20
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(calls)
 def test_the_center_comes_from_a_sixteenth_at_least(call):
@@ -305,6 +315,13 @@ def test_clusters_that_an_h100_holds(cluster, per_sm, resident):
 def test_preferences_on_h100(view, itemsize, arrays, row_bytes, cluster):
     tile = find_tile(view, itemsize, arrays, H100)
     assert (tile.row_bytes, tile.blocks_per_instance) == (row_bytes, cluster)
+
+
+def test_a_group_where_clusters_of_8_would_leave_sms_idle():
+    view, device = (3, 5001, 8), Device((9, 0), 20, 40 * 1024)
+    assert fits(bulk_tile("rows", view, 8, 8, 4, 1), device)
+    tile = find_tile(view, 4, 1, device)
+    assert (tile.synchronization, tile.blocks_per_instance) == ("group", 10)
 
 
 def test_small_instances_share_a_thread_block():

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from cases import exhaustive
 
 pytest.importorskip("libtpu", reason="needs the TPU compiler")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [exhaustive, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Random cases beyond vector memory, in units that the norm adds.

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tolerance
+from cases import exhaustive
 from unet import UNet, dice, ellipses, segmentation_loss
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,14 @@ def trained(dimensions, dtype):
     return Trained(model, images, masks, before, *train(model, before, images, masks, STEPS))
 
 
-@pytest.mark.parametrize(("dimensions", "dtype"), [("2D", "float32"), ("3D", "float32"), ("2D", "bfloat16")])
+@pytest.mark.parametrize(
+    ("dimensions", "dtype"),
+    [
+        ("2D", "bfloat16"),
+        pytest.param("2D", "float32", marks=exhaustive),
+        pytest.param("3D", "float32", marks=exhaustive),
+    ],
+)
 def test_training(dimensions, dtype):
     run = trained(dimensions, dtype)
     assert {leaf.dtype.name for leaf in jax.tree.leaves((run.before, run.after))} == {"float32"}
@@ -80,6 +88,7 @@ def test_training(dimensions, dtype):
     assert dice(prediction, masks) > 0.8
 
 
+@exhaustive
 @pytest.mark.parametrize("dimensions", ["2D", "3D"])
 def test_training_is_the_same_as_with_flax(dimensions):
     ours = trained(dimensions, "float32")
@@ -95,6 +104,7 @@ def test_training_is_the_same_as_with_flax(dimensions):
     assert np.all(abs(ours.losses[:steps] / losses - 1) < rounding * np.arange(1, steps + 1))
 
 
+@exhaustive
 def test_gradients_are_the_same_as_with_flax():
     """In float64, since Adam does not see how long a gradient is."""
     ours = trained("2D", "float32")

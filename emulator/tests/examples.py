@@ -12,7 +12,7 @@ from emulator.machine import Machine, Policy
 from emulator.memory import Buffer, Global
 from emulator.parser import parse
 from emulator.report import KernelError
-from emulator.tensormap import TensorMap, swizzled
+from emulator.tensormap import TensorMap
 from emulator.translator import translate
 
 # What a bug must bring about, where it is not a text in a report.
@@ -145,10 +145,16 @@ _TOO_EARLY = "an asynchronous copy may not have written yet"
 
 
 def _swizzled(values, mode):
-    """What lies in shared memory after a load of dense rows with a swizzle."""
-    pieces = values.view(np.uint8).reshape(-1, 16)
-    result = np.empty_like(pieces)
-    result[swizzled(16 * np.arange(len(pieces)), mode) // 16] = pieces
+    """What lies in shared memory after a load of dense rows with a swizzle, by another formula than the emulator's.
+
+    Pieces of 16 bytes change places in their row, in another way in each 128 bytes (PTX ISA 5.5.6).
+    """
+    per_row = mode // 16
+    rows = values.view(np.uint8).reshape(-1, per_row, 16)
+    result = np.empty_like(rows)
+    for row in range(len(rows)):
+        for piece in range(per_row):
+            result[row, piece ^ (row * mode // 128 % per_row)] = rows[row, piece]
     return result.reshape(-1).view(values.dtype)
 
 
