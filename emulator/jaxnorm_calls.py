@@ -27,8 +27,8 @@ from jaxnorm.selfcheck import cases
 # Relative error of the hardware's tanh, which the kernel takes in bfloat16 (PTX ISA 9.7.3, tanh.approx).
 _APPROXIMATE_TANH = 2.0**-11
 _SIZE = cases.Size(elements=(2**9, 2**13), thread_blocks=(1, 12))
-# Clusters are for large instances.
-_SIZE_FOR_CLUSTERS = cases.Size(elements=(2**13, 2**16), thread_blocks=(2, 40))
+# Several blocks share only large instances.
+_SIZE_FOR_SHARING = cases.Size(elements=(2**13, 2**16), thread_blocks=(2, 40))
 
 
 class Call(NamedTuple):
@@ -62,17 +62,18 @@ _ONCE_WRONG = (Call((1, 3, 30, 30), 1), Call((2, 100, 8), -1, "bfloat16", residu
 
 
 def calls(gpu: str, seed: int) -> Iterator[Call]:
-    """What went wrong once; then random calls, one of each kind of copies and synchronization, then one of each again.
+    """What went wrong once, group norm; then random calls, one of each kind of copies and synchronization, and again.
 
     Spans, groups and large clusters come first, as they are what is easiest to get wrong.
     """
     rng, device = np.random.default_rng(seed), DEVICES[gpu]
     if device.compute_capability >= (9, 0):
         yield from _ONCE_WRONG
+    yield Call((2, 151, 32), -1, residual=True, activation="silu", group_size=8)
     activations = [name for name in oracle.ACTIVATIONS if name not in ("none", "own")]
     while True:
         for kind in reversed(cases.kinds(device)):
-            size = _SIZE_FOR_CLUSTERS if "cluster" in str(kind) else _SIZE
+            size = _SIZE if kind.synchronization == "alone" else _SIZE_FOR_SHARING
             ((_, case),) = cases.draw_kinds(rng, [kind], 1, device, size)
             if case is not None:
                 activation = "none" if case.activation == "none" else str(rng.choice(activations))
