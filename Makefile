@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13 lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-groups bench-networks bench-overhead bench-growth execute execute-all notebooks docs
+.PHONY: help demo test test-fast suite suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13 lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-groups bench-networks bench-overhead bench-growth execute execute-all notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -18,14 +18,17 @@ demo: .venv/demo ## train two stylization networks and draw stylize.png
 	$(BIN)/python examples/stylize.py $(ARGS)
 
 # The tests run on the CPU, whatever the machine has: the suite proves the same everywhere.
-test test-fast suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13: export JAX_PLATFORMS = cpu
+test test-fast suite suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13: export JAX_PLATFORMS = cpu
 
-test: lint ## lint, types, tests and doctests, in about 8 minutes on two cores
-	$(PYTEST)
+# The types are checked on one core while the tests begin on the others.
+test: .venv/test ## lint, types, tests and doctests, in about 8 minutes on two cores
+	@$(MAKE) --no-print-directory --jobs 2 lint suite
 
-# Lint and types take one core as long as the tests take the other.
 test-fast: .venv/test ## lint, types and the quick tests, in about a minute
 	@$(MAKE) --no-print-directory --jobs 2 lint suite-fast
+
+suite: .venv/test
+	$(PYTEST)
 
 suite-fast: .venv/test
 	$(PYTEST) -m 'not slow'

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import pairwise
+from cases import each_value
 from checked_call import check, draw
 
 import jaxnorm
@@ -43,7 +43,7 @@ def gpu(kind, x, activation, **options):
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize(
     ("group_size", "kind", "dtype", "residual", "activation"),
-    pairwise(GROUP_SIZES, list(KINDS), ["float32", "bfloat16"], [False, True], ["none", "silu"]),
+    each_value(GROUP_SIZES, list(KINDS), ["float32", "bfloat16"], [False, True], ["none", "silu"]),
 )
 def test_against_float64(group_size, kind, dtype, residual, activation):
     """Forward and all gradients, of blocks alone, in clusters and in groups."""
