@@ -80,8 +80,8 @@ accuracy: .venv/bench ## the error against float64, compared with Flax
 offsets: .venv/bench ## how far from zero the inputs of norms are inside networks
 	$(BENCHMARK).offsets $(call RESULTS,offsets) $(ARGS)
 
-hero: .venv/bench ## the first picture of the README, from accuracy and the last bench-networks
-	$(BENCHMARK).hero benchmarks/results/networks.json --plot benchmarks/results/hero.png
+hero: .venv/bench ## the first picture of the README, from accuracy and the last make bench
+	$(BENCHMARK).hero benchmarks/results/compare.json --plot benchmarks/results/hero.png
 
 traffic: .venv/bench .venv/aot ## count the memory traffic of code compiled for an H100 and an A100, compared with Flax
 	$(BENCHMARK).traffic $(call RESULTS,traffic) $(ARGS)
