@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import tolerance
-from cases import exhaustive, pairwise
+from cases import each_value, exhaustive, pairwise
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -283,8 +283,7 @@ def test_constant_instances(view, cluster):
     np.testing.assert_array_equal(y, np.broadcast_to(beta, view))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("view", [LAST, FIRST, SMALL, SPAN], ids=["last", "first", "small", "span"])
+@pytest.mark.parametrize(("view", "bad"), each_value([LAST, FIRST, SMALL, SPAN], [np.nan, np.inf]))
 def test_nan_stays_in_its_instance(view, bad):
     x, gamma, beta, _, dy = data(view, "float32")
     clean = forward_and_backward((x, gamma, beta, None, dy))

@@ -131,7 +131,13 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("program", [VMAP, CUT_GROUPS], ids=["vmap over a divided axis", "groups that are cut"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(VMAP, id="vmap over a divided axis"),
+        pytest.param(CUT_GROUPS, id="groups that are cut", marks=exhaustive),
+    ],
+)
 @pytest.mark.parametrize("every_pair", some([False, True], False), ids=["each value", "every pair"])
 def test_transformations(program, every_pair, run_python, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)

@@ -70,6 +70,7 @@ def test_training_lowers_the_loss(run, tiny_run, tmp_path):
     assert final_losses(longer.stdout)[0] < 0.8 * final_losses(tiny_run[0].stdout)[0]
 
 
+@exhaustive
 def test_own_pictures(run, tmp_path):
     rng = np.random.default_rng(0)
     for name, shape in (("content.jpg", (90, 130, 3)), ("style.png", (70, 60))):  # color and grayscale
