@@ -179,7 +179,6 @@ def test_figures_are_compared_up_to_rounding(figure, source, expected):
     assert is_in(figure, source) == expected
 
 
-@pytest.mark.xfail(reason="figures of the current state are taken last", strict=True)
 def test_no_place_for_a_figure_is_left():
     assert not {page.name: UNFILLED.findall(text) for page, text in TEXTS.items() if UNFILLED.search(text)}
 
