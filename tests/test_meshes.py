@@ -134,7 +134,7 @@ print("done")
 @pytest.mark.parametrize(
     "program",
     [
-        pytest.param(VMAP, id="vmap over a divided axis"),
+        pytest.param(VMAP, id="vmap over a divided axis", marks=exhaustive),
         pytest.param(CUT_GROUPS, id="groups that are cut", marks=exhaustive),
     ],
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerance
-from cases import each_value, some
+from cases import each_value, exhaustive, some
 from flax import nnx
 from layers import NNX, Linen, normal
 
@@ -190,8 +190,9 @@ def test_averages_over_a_mapped_axis(kind):
     check_averages_over_the_axis(kind, under_vmap)
 
 
-@pytest.mark.parametrize("mapping", some(["under_shard_map", "under_pmap"], "under_shard_map"))
-@pytest.mark.parametrize("kind", some(["Linen", "NNX"], "Linen"))
+@exhaustive
+@pytest.mark.parametrize("mapping", ["under_shard_map", "under_pmap"])
+@pytest.mark.parametrize("kind", ["Linen", "NNX"])
 def test_averages_over_devices(run_python, mapping, kind):
     run_python(f"""
 import sys
