@@ -64,7 +64,7 @@ def test_offsets(offset):
 def test_a_call_without_a_tile_says_why():
     reason = r"'pallas' cannot run here: rows must start at multiples.*'xla'"
     with plgpu.force_gpu_interpret_mode(), pytest.raises(ValueError, match=reason):
-        norm(jnp.ones((1, 4, 4, 3)))
+        norm(jnp.ones((1, 4, 4, 3), jnp.float32))
 
 
 @pytest.mark.parametrize("activation", [None, jax.nn.gelu])
