@@ -26,9 +26,8 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.stem, marks=[] if path == NOTEBOOKS[0] else [exhaustive]) for path in NOTEBOOKS]
-)
+@exhaustive
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.timeout(600)
 def test_it_runs(path, tmp_path, monkeypatch):
     """An error in a cell raises."""
