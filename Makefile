@@ -36,7 +36,7 @@ suite-fast: .venv/test
 # .venv has the newest JAX that pyproject.toml admits, so the first of these is the suite on the newest one.
 test-all: lint ## everything, in an hour or two: each case, x64, the next JAX, 2 and 8 devices, the oldest versions, Python 3.13
 	$(PYTEST) --all
-	$(MAKE) test-x64 test-next test-devices test-oldest test-3.13
+	$(MAKE) execute-all test-x64 test-next test-devices test-oldest test-3.13
 
 # The stylization example mixes its own float32 with JAX's defaults, which convolutions refuse under x64.
 test-x64: export JAX_ENABLE_X64 = 1
