@@ -129,7 +129,7 @@ TABLE = [
     Registers("mov.{bits} of parts", "9.7.9 mov", "T = parts", "joined(a, T)"),
     Registers("cvta[.to].<space:global|shared|param>.{int}", "9.7.9 cvta", "T = T", "a.copy()"),
     Registers("prmt.b32", "9.7.9 prmt", "b32 = b32 b32 b32", "permute_bytes(a, b, c)"),
-    Registers("cvt.{to}.{int}", "9.7.9 cvt", "D = T", "a.astype(D)"),
+    Registers("cvt.{to}.{from}", "9.7.9 cvt", "D = T", "a.astype(D)"),
     Registers("cvt.rn.f32.{int}", "9.7.9 cvt", "f32 = T", "a.astype(f4)"),
     Registers("cvt.<how:rni|rzi|rmi|rpi>{ftz}.{to}.f32", "9.7.9 cvt", "D = f32", "to_integer(a, '{how}', D)"),
     Registers("cvt.rni{ftz}{sat}.f32.f32", "9.7.9 cvt", "f32 = f32", "np.rint(a)"),
@@ -229,6 +229,7 @@ TABLE = [
 _MACROS = {
     "int": "(?P<T>[us](?:16|32|64))",
     "int32": "(?P<T>[us](?:16|32))",
+    "from": "(?P<T>[us](?:8|16|32|64))",
     "to": "(?P<D>[us](?:8|16|32|64))",
     "whole": "(?P<T>[bus](?:16|32|64))",
     "bits": "(?P<T>b(?:16|32|64)|pred)",

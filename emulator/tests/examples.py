@@ -540,6 +540,14 @@ def _arithmetic():
             ),
             ("add.rn.f32x2 %d12, %d10, %d10; mov.b64 {{%r26, %r27}}, %d12; mov.b32 {}, %r26;", np.full(128, 6.0)),
             ("prmt.b32 %r23, %r1, 0, 0x4440; cvt.rn.f32.u32 {}, %r23;", np.arange(128)),
+            (
+                "mul.lo.s32 %r27, %r1, 5; cvt.s32.s8 %r28, %r27; cvt.rn.f32.s32 {}, %r28;",
+                (5 * np.arange(128)).astype(np.int8),
+            ),
+            (
+                "cvt.u16.u32 %h4, %r27; cvt.s16.s8 %h5, %h4; cvt.rn.f32.s16 {}, %h5;",
+                (5 * np.arange(128)).astype(np.int8),
+            ),
         ]
         body, want = " ld.global.f32 %f1, [%d6];\n", []
         for i, (code, value) in enumerate(rows):
