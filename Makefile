@@ -28,7 +28,7 @@ test-fast: .venv/test ## lint, types and the quick tests, in about a minute
 	@$(MAKE) --no-print-directory --jobs 2 lint suite-fast
 
 suite: .venv/test
-	$(PYTEST)
+	$(PYTEST) $(ARGS)
 
 suite-fast: .venv/test
 	$(PYTEST) -m 'not slow'

@@ -103,12 +103,7 @@ def measure(name: str, sweep: Sweep, pass_name: str, seconds: float) -> list[Poi
     points = []
     for contender in CONTENDERS:
         floor = taken[contender, 0]
-        cost = {
-            size: [
-                1e9 * (t - least) / shapes[size].size for t, least in zip(taken[contender, size], floor, strict=True)
-            ]
-            for size in sweep.sizes
-        }
+        cost = {size: _nanoseconds(taken[contender, size], floor, shapes[size]) for size in sweep.sizes}
         enough = _LONG_ENOUGH * statistics.median(floor)
         judged = [size for size in sweep.sizes if statistics.median(taken[contender, size]) > enough]
         points += [

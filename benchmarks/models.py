@@ -12,8 +12,6 @@ from benchmarks.contenders import BASELINE, JAXNORM, STABLE
 from benchmarks.shapes import EPSILON
 
 Activation = Callable[[jax.Array], jax.Array]
-# Of the decoder's norms.
-GROUPS = 32
 NO_NORM, SEPARATE = "no norm", "jaxnorm, separate activation and residual"
 
 
@@ -25,8 +23,13 @@ class Layer(Protocol):
     ) -> jax.Array: ...
 
 
-def _fused(x: jax.Array, activation: Activation | None = None, residual: jax.Array | None = None) -> jax.Array:
-    return jaxnorm.InstanceNorm(epsilon=EPSILON, dtype=x.dtype, activation=activation)(x, residual=residual)
+def _fused(make: Callable[..., nn.Module], **options: int) -> Layer:
+    """A layer of jaxnorm that is given the activation and the residual."""
+
+    def layer(x: jax.Array, activation: Activation | None = None, residual: jax.Array | None = None) -> jax.Array:
+        return make(epsilon=EPSILON, dtype=x.dtype, activation=activation, **options)(x, residual=residual)
+
+    return layer
 
 
 def _unfused(make: Callable[..., nn.Module | Callable[[jax.Array], jax.Array]], **options: int) -> Layer:
@@ -40,24 +43,20 @@ def _unfused(make: Callable[..., nn.Module | Callable[[jax.Array], jax.Array]], 
     return layer
 
 
-def _fused_groups(x: jax.Array, activation: Activation | None = None, residual: jax.Array | None = None) -> jax.Array:
-    return jaxnorm.GroupNorm(GROUPS, epsilon=EPSILON, dtype=x.dtype, activation=activation)(x, residual=residual)
+def _layers(flax: Callable[..., nn.Module], own: Callable[..., nn.Module], **options: int) -> dict[str, Layer]:
+    """What is compared in a network: Flax's layer and the layer of jaxnorm that takes its place."""
+    return {
+        NO_NORM: _unfused(lambda **_: lambda x: x),
+        BASELINE: _unfused(flax, **options),
+        STABLE: _unfused(flax, use_fast_variance=False, **options),
+        SEPARATE: _unfused(own, **options),
+        JAXNORM: _fused(own, **options),
+    }
 
 
-LAYERS: dict[str, Layer] = {
-    NO_NORM: _unfused(lambda **_: lambda x: x),
-    BASELINE: _unfused(nn.InstanceNorm),
-    STABLE: _unfused(nn.InstanceNorm, use_fast_variance=False),
-    SEPARATE: _unfused(jaxnorm.InstanceNorm),
-    JAXNORM: _fused,
-}
-GROUP_LAYERS: dict[str, Layer] = {
-    NO_NORM: LAYERS[NO_NORM],
-    BASELINE: _unfused(nn.GroupNorm, num_groups=GROUPS),
-    STABLE: _unfused(nn.GroupNorm, num_groups=GROUPS, use_fast_variance=False),
-    SEPARATE: _unfused(jaxnorm.GroupNorm, num_groups=GROUPS),
-    JAXNORM: _fused_groups,
-}
+LAYERS = _layers(nn.InstanceNorm, jaxnorm.InstanceNorm)
+# Those of the decoder.
+GROUP_LAYERS = _layers(nn.GroupNorm, jaxnorm.GroupNorm, num_groups=32)
 
 
 class UNet(nn.Module):

@@ -138,8 +138,9 @@ def measure(name: str, network: Network, seconds: float, compilations: int, with
 
 def step_arguments(model: nn.Module, x: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
     """Parameters, x, and a target like what the model makes of it."""
-    made, params = jax.jit(model.init_with_output)(jax.random.key(2), x)
-    return params, x, jax.random.normal(jax.random.key(1), made.shape)
+    key = jax.random.key(2)
+    made, _ = jax.eval_shape(model.init_with_output, key, x)
+    return jax.jit(model.init)(key, x), x, jax.random.normal(jax.random.key(1), made.shape)
 
 
 def compile_step(step: Callable[..., Any], given: tuple[Any, ...]) -> tuple[float, Any]:

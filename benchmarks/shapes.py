@@ -75,18 +75,8 @@ class Case:
     @property
     def groups(self) -> str:
         """The size of the groups, roughly."""
-        of = self.group_size
-        return (
-            ""
-            if of is None
-            else "of 1"
-            if of == 1
-            else "of 2 to 7"
-            if of < 8
-            else "of 8 to 31"
-            if of < 32
-            else "of 32 to 64"
-        )
+        most = {1: "of 1", 7: "of 2 to 7", 31: "of 8 to 31", 64: "of 32 to 64"}
+        return "" if self.group_size is None else next(name for size, name in most.items() if self.group_size <= size)
 
 
 SHAPES = {

@@ -41,7 +41,12 @@ def some(values, *kept):
       values: that pytest can name in a test's id.
       kept: some of the values.
     """
-    return [pytest.param(value, marks=[] if value in kept else [exhaustive]) for value in values]
+    return some_cases([(value,) for value in values], [(value,) for value in kept])
+
+
+def some_cases(cases, kept):
+    """The same for cases that are tuples, with a value for each parameter of a test."""
+    return [pytest.param(*case, marks=[] if case in kept else [exhaustive]) for case in cases]
 
 
 def _marked(options, combinations, chosen):

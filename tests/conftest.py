@@ -49,9 +49,7 @@ def pytest_report_header(config):
 def pytest_collection_modifyitems(config, items):
     """Sorts long tests first, so no worker ends with one; draws from what markers and keywords selected."""
     if not config.getoption("all"):
-        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+        keep(config, items, lambda item: not item.get_closest_marker("exhaustive"))
     items.sort(key=time_limit, reverse=True)
     draw_some(config, items)
 
@@ -74,8 +72,13 @@ def draw_some(config, items):
 
     files = itertools.groupby(sorted(items, key=lambda item: str(item.path)), lambda item: item.path)
     drawn = {item.nodeid for _, found in files for item in sorted(found, key=rank)[:draw]}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in drawn])
-    items[:] = [item for item in items if item.nodeid in drawn]
+    keep(config, items, lambda item: item.nodeid in drawn)
+
+
+def keep(config, items, is_kept):
+    """Deselects all other tests."""
+    config.hook.pytest_deselected(items=[item for item in items if not is_kept(item)])
+    items[:] = [item for item in items if is_kept(item)]
 
 
 @pytest.fixture(autouse=True)

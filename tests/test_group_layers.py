@@ -14,6 +14,7 @@ from cases import some
 from flax import nnx
 from layers import (
     RANDOM,
+    SHAPE,
     LinenGroups,
     NNXGroups,
     assert_close_trees,
@@ -25,7 +26,6 @@ from layers import (
 
 import jaxnorm
 
-SHAPE = (2, 5, 6, 12)
 POSITIONS = 30 * 4
 x64 = pytest.mark.usefixtures("x64")
 every_kind = pytest.mark.parametrize("kind", [LinenGroups, NNXGroups])

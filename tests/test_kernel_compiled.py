@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import pytest
 from activations import ACTIVATIONS, LOCAL_MEMORY
-from cases import exhaustive, pairwise
+from cases import exhaustive, pairwise, some_cases
 
 import jaxnorm
 from jaxnorm.gpu.devices import DEVICES
@@ -202,10 +202,7 @@ CHOSEN_GROUP_NORMS = [("A100", GROUP_NORMS[0]), ("H100", GROUP_NORMS[3]), ("H100
 
 @pytest.mark.parametrize(
     ("gpu", "case"),
-    [
-        pytest.param(*case, marks=[] if case in CHOSEN_GROUP_NORMS else [exhaustive])
-        for case in itertools.product(["H100", "A100", "B200"], GROUP_NORMS)
-    ],
+    some_cases(itertools.product(["H100", "A100", "B200"], GROUP_NORMS), CHOSEN_GROUP_NORMS),
 )
 def test_group_norm_moves_what_it_must(gpu, case, ask):
     (found,) = ask(gpu, "calls", "pallas", case)
@@ -267,10 +264,7 @@ CHOSEN_VIEWS = [(("H100", "A100")[i % 2], view, OF_VIEWS[i // 2 % 2]) for i, vie
 
 @pytest.mark.parametrize(
     ("gpu", "view", "arrays"),
-    [
-        pytest.param(*case, marks=[] if case in CHOSEN_VIEWS else [exhaustive])
-        for case in itertools.product(CASES, VIEWS, OF_VIEWS)
-    ],
+    some_cases(itertools.product(CASES, VIEWS, OF_VIEWS), CHOSEN_VIEWS),
 )
 def test_odd_views_compile(gpu, view, arrays, ask):
     """Ragged rows, few rows, rows of every width, small instances: what test_kernel_interpreted.py runs."""
@@ -418,10 +412,7 @@ CHOSEN_TRANSFORMATIONS = {
 
 @pytest.mark.parametrize(
     ("gpu", "name"),
-    [
-        pytest.param(*case, marks=[] if case in CHOSEN_TRANSFORMATIONS else [exhaustive])
-        for case in itertools.product(["H100", "A100"], LAUNCHES)
-    ],
+    some_cases(itertools.product(["H100", "A100"], LAUNCHES), CHOSEN_TRANSFORMATIONS),
 )
 def test_transformations_launch_as_few_kernels(gpu, name, ask):
     (found,) = ask(gpu, "transformations", name)
@@ -444,10 +435,7 @@ CHOSEN_MESHES = [
 
 @pytest.mark.parametrize(
     ("axes", "placement", "dtype"),
-    [
-        pytest.param(*case, marks=[] if case in CHOSEN_MESHES else [exhaustive])
-        for case in itertools.product(["Auto", "Explicit"], PARTS, BOTH)
-    ],
+    some_cases(itertools.product(["Auto", "Explicit"], PARTS, BOTH), CHOSEN_MESHES),
 )
 def test_on_eight_gpus_every_one_runs_the_kernel_on_its_part(axes, placement, dtype, ask):
     """What travels is dgamma and dbeta, or sums per instance where space is divided."""

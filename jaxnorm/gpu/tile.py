@@ -227,7 +227,7 @@ def find_tile(
         fitting = [tile for tile in candidates if fits(tile, device)]
         if fitting:
             # max keeps the first of equals: the widest, then the one with the fewest blocks and the most steps.
-            tile = max(fitting, key=advantage)
+            tile = dataclasses.replace(max(fitting, key=advantage), group_size=group_size)
             return tile if tile.largest_index <= _LARGEST_INDEX else NoTile(_too_many(tile))
     return NoTile(_nothing_fits(view, itemsize, arrays, device, group_size))
 
@@ -267,7 +267,7 @@ def _candidates(view: View, itemsize: int, arrays: int, device: Device, group_si
         reduces, wide = "both", [next(n for n in _widths(itemsize) if positions % n == 0)]
         view, lanes = (batch, positions // wide[0], wide[0]), wide
     narrow = [n for n in lanes if n not in wide]
-    tiles = functools.partial(_tiles, bulk, reduces, view, itemsize, arrays, group_size)
+    tiles = functools.partial(_tiles, bulk, reduces, view, itemsize, arrays)
     # Sizes with which 1, 2, 3 and so on groups fill the device, one block on each SM.
     groups = sorted({device.sm_count // count for count in range(1, device.sm_count // 2 + 1)})
     if bulk:
@@ -288,7 +288,6 @@ def _tiles(
     shape: tuple[int, int, int],
     itemsize: int,
     arrays: int,
-    group_size: int,
     lanes: Iterable[int],
     blocks: Iterable[int],
     synchronization: SynchronizationKind | None = None,
@@ -300,7 +299,7 @@ def _tiles(
             tiles.append(bulk_tile(reduces, shape, width, number, itemsize, arrays, synchronization, steps))
         else:
             tiles += _present(plain_tile(reduces, shape, width, number, itemsize, arrays, steps))
-    return [dataclasses.replace(tile, group_size=group_size) for tile in tiles if is_worth_sharing(tile)]
+    return [tile for tile in tiles if is_worth_sharing(tile)]
 
 
 def _present(tile: Tile | None) -> list[Tile]:
