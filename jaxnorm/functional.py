@@ -200,7 +200,7 @@ def normalize(
     beta = arguments.check_parameter("beta", beta, x.shape, channel_axes)
     residual = arguments.check_residual(residual, x)
     dtype = reference.statistics_dtype(x.dtype)
-    positions = Layout(x.shape, channel_axes).positions
+    positions = Layout(x.shape, channel_axes).positions * (group_size or 1)
     eps = arguments.check_eps(eps, dtype, least=numerics.least_eps(positions, dtype))
     where = arguments.check_where(where, x.shape)
     mean, variance = arguments.check_moments(moments, x.shape, channel_axes, where) or (None, None)

@@ -26,13 +26,13 @@ def provisional_center(platform: Platform, slab: jax.Array, dtype: jax.typing.DT
     """
     # The sum is taken around the first position, since the sum of plain values at a large offset would be rounded by
     # more than their spread.
-    center = first = platform.first(slab).astype(dtype)
-    number = platform.count(slab)
+    center = first = _first(platform, platform.first(slab), dtype)
+    number = platform.count(slab) * platform.layout.group_size
     if not isinstance(number, int) or number > 1:
         # We divide before we add, since the sum of large numbers would overflow.
         origin, share = platform.spread(first), 1 / number
         (mean,) = platform.sum(lambda x: ((x.astype(dtype) - origin) * share,), slab)
-        center = first + mean
+        center = first + platform.group_sum(mean)
     return _finite(platform.add_up(center / platform.devices))
 
 
@@ -43,17 +43,22 @@ def masked_center(
 
     It is the mean of all of them, since no share of what a mask counts is known to lie in a slab.
     """
-    first = jnp.where(platform.first(where), platform.first(x), 0).astype(dtype)
+    first = _first(platform, jnp.where(platform.first(where), platform.first(x), 0), dtype)
     # We divide before we add, by how many may count, since the sum of large numbers would overflow.
-    most = platform.count(x)
+    most = platform.count(x) * platform.layout.group_size
 
     def terms(x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
         deviation = (x.astype(dtype) - platform.spread(first)) / most
         return jnp.where(where, deviation, 0), where.astype(dtype)
 
-    total, own = platform.sum(terms, x, jnp.broadcast_to(where, x.shape))
+    total, own = map(platform.group_sum, platform.sum(terms, x, jnp.broadcast_to(where, x.shape)))
     count = platform.add_up(own)
     return _finite(platform.add_up(total * (most / count) + first * (own / count))), count
+
+
+def _first(platform: Platform, first: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The first position of each instance, of a group the mean over its channels."""
+    return platform.group_sum(first.astype(dtype) / platform.layout.group_size)
 
 
 def _finite(center: jax.Array) -> jax.Array:

@@ -115,13 +115,8 @@ class Platform(abc.ABC):
         """The sum over the devices that share an instance."""
         return values if self.axis_name is None else lax.psum(values, self.axis_name)
 
-    def by_group(self, reduce: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-        """A per-instance value, reduced over the channels of each group: all of them have the result.
-
-        Args:
-          reduce: from (..., group_size) to (..., 1).
-          value: per instance.
-        """
+    def group_sum(self, value: jax.Array) -> jax.Array:
+        """The sum of a per-instance value over the channels of each group: all of them have the result."""
         size = self.layout.group_size
         if size == 1:
             return value
@@ -131,16 +126,13 @@ class Platform(abc.ABC):
             values = lax.all_gather(values, self.channel_axis_name, axis=axis, tiled=True)
         whole = values.shape[-1] // size * size
         grouped = values[..., :whole].reshape(*values.shape[:-1], whole // size, size)
-        reduced = jnp.broadcast_to(reduce(grouped), grouped.shape).reshape(*values.shape[:-1], whole)
+        sums = jnp.sum(grouped, axis=-1, keepdims=True)
+        sums = jnp.broadcast_to(sums, grouped.shape).reshape(*values.shape[:-1], whole)
         if self.channel_axis_name is not None:
             # XLA pads channels that its devices do not divide, and what is padded has no group.
-            reduced = jnp.pad(reduced, ((0, 0),) * axis + ((0, values.shape[-1] - whole),))
-            reduced = lax.dynamic_slice_in_dim(reduced, lax.axis_index(self.channel_axis_name) * own, own, axis)
-        return self.view_instances(reduced)
-
-    def group_sum(self, value: jax.Array) -> jax.Array:
-        """The sum of a per-instance value over the channels of each group."""
-        return self.by_group(lambda values: jnp.sum(values, axis=-1, keepdims=True), value)
+            sums = jnp.pad(sums, ((0, 0),) * axis + ((0, values.shape[-1] - whole),))
+            sums = lax.dynamic_slice_in_dim(sums, lax.axis_index(self.channel_axis_name) * own, own, axis)
+        return self.view_instances(sums)
 
     @property
     def devices(self) -> int:

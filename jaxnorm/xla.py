@@ -168,7 +168,7 @@ def _statistics(
     eps: float,
 ) -> Statistics:
     """Mean and variance of every instance, from one pass around a provisional center."""
-    positions = platform.count(x) * platform.devices
+    positions = platform.count(x) * platform.devices * platform.layout.group_size
     count: Any = positions
     if where is None:
         center = numerics.provisional_center(platform, slab, dtype)
@@ -184,44 +184,13 @@ def _statistics(
         return deviation, jnp.square(deviation)
 
     mask = None if where is None else jnp.broadcast_to(where, x.shape)
-    total, squares = platform.add_up(platform.sum(terms, x, mask))
+    total, squares = map(platform.group_sum, platform.add_up(platform.sum(terms, x, mask)))
     delta = total / count
     # Where the squares overflow the variance is infinite, also where that of delta does. It is not negative, since
     # delta is at most 4 standard deviations (numerics.provisional_center).
     variance = squares / count - jnp.minimum(jnp.square(delta), jnp.finfo(dtype).max)
-    counted = jnp.broadcast_to(jnp.asarray(count, dtype), center.shape)
-    if platform.layout.group_size > 1:
-        center, delta, variance, scale, counted = _merged(platform, center, delta, variance, scale, counted)
     delta, rstd, variance = numerics.unscaled(delta, variance, scale, eps)
     # Otherwise a CPU computes the root again at every position.
     delta, rstd = platform.materialize((delta, rstd))
+    counted = jnp.broadcast_to(jnp.asarray(count, dtype), center.shape)
     return Statistics(center, delta, rstd, variance, counted)
-
-
-def _merged(
-    platform: Platform,
-    center: jax.Array,
-    delta: jax.Array,
-    variance: jax.Array,
-    scale: jax.Array,
-    counted: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The center of each channel, and the delta, variance, scale and count of its group (Chan, Golub, LeVeque 1983).
-
-    The means of the channels are rounded, so we compare them as offsets from one number near all of them. The mean of
-    the centers is one: only a channel that is a small share of its group can be far from it, in standard deviations.
-    """
-    scales = platform.by_group(lambda values: jnp.min(values, axis=-1, keepdims=True), scale)
-    relative = scales / scale
-    total = platform.group_sum(counted)
-    share = counted / total
-    near = platform.group_sum(share * center)
-    # A channel none of whose positions count has no statistics, and no part in those of its group.
-    counts = counted > 0
-    center = jnp.where(counts, center, near)
-    offset = center * scales - near * scales
-    mean = jnp.where(counts, offset + delta * relative, 0)
-    of_group = platform.group_sum(share * mean)
-    within = jnp.where(counts, variance * relative * relative, 0)
-    variance = platform.group_sum(share * (within + jnp.square(mean - of_group)))
-    return center, of_group - offset, variance, scales, total

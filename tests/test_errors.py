@@ -281,17 +281,20 @@ def test_least_eps_depends_on_the_dtype():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", some(["xla", "reference"], "xla"))
-def test_least_eps_depends_on_the_number_of_positions(implementation):
+@pytest.mark.parametrize("channels", [1, 4])
+def test_least_eps_depends_on_the_number_of_positions(channels, implementation):
     """At that eps the squares of as many numbers as small as its root are not lost; what is smaller is refused."""
     for positions in (4, 1000, 10**6):
         least = float(f"{least_eps(positions, jnp.float32) * 1.01:.3g}")
-        x = np.sqrt(least) * np.random.default_rng(0).standard_normal((1, 1, positions))
-        y = instance_norm(jnp.asarray(x, jnp.float32), eps=least, implementation=implementation)
+        x = np.sqrt(least) * np.random.default_rng(0).standard_normal((1, channels, positions // channels))
+        norm = functools.partial(
+            jaxnorm.group_norm, jnp.asarray(x, jnp.float32), num_groups=1, implementation=implementation
+        )
         want = (x - x.mean()) / np.sqrt(x.var() + least)
         bound = tolerance.sums_around(1, positions) * np.abs(want).max()
-        np.testing.assert_allclose(y, want, rtol=0, atol=bound)
+        np.testing.assert_allclose(norm(eps=least), want, rtol=0, atol=bound)
         with raises(ValueError, "eps must be a finite number > 0", "the squares of so many numbers"):
-            instance_norm(jnp.asarray(x, jnp.float32), eps=least / 1.1, implementation=implementation)
+            norm(eps=least / 1.1)
 
 
 @pytest.mark.parametrize(

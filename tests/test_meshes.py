@@ -54,7 +54,7 @@ def check_placements(cases):
         assert max(report["errors"].values()) <= 1, (name, report["errors"])
         assert report["stays"], name
         sent = [(kind, size) for kind, size in report["sent"] if [kind, size] not in report["sent_without_a_norm"]]
-        # Groups of which each device has a part are merged from the gathered numbers of their channels.
+        # Groups of which each device has a part are summed from the gathered numbers of their channels.
         gathers = {"all-gather"} if "groups" in name or "group," in name else set()
         assert {kind for kind, _ in sent} <= {"all-reduce"} | gathers, (name, sent)
         # At most six values per instance at once, which XLA combines where two mesh axes divide an instance; the sums

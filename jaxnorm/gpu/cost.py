@@ -3,7 +3,7 @@
 Thread blocks run in waves, as many at once as the SMs have room for. A wave takes what its blocks must wait for, plus
 what its bytes take at the bandwidth of the memory or of its fullest SM, plus part of what its arithmetic takes. The
 constants are rough and are of an H100. None was timed on a GPU: where nothing else is said, they were chosen so that
-the ranking agrees with the model of benchmarks/throughput.py, which reads the compiled code.
+the ranking agrees with a finer model, which replayed the machine code and is no longer part of the project.
 """
 
 from __future__ import annotations
