@@ -2,12 +2,13 @@
 
     python -m benchmarks.compare                                # the listed shapes, with ReLU, without a residual
     python -m benchmarks.compare --seeds 1 2 3                  # 60 random shapes of each seed, compared with Flax
-    python -m benchmarks.compare --seeds 1 2 3 --against PATH   # also with the copy of jaxnorm in the folder PATH
+    python -m benchmarks.compare --seeds 1 2 3 --against PATH   # with the copy of jaxnorm in the folder PATH
     python -m benchmarks.compare --seeds 1 2 3 --groups         # group norm, groups of 1 to 64 channels
 
 Contenders take turns, and are compared round by round: a ratio is the median over the rounds of the ratio within a
-round. With --against each of the two copies of jaxnorm runs in a process of its own. The slowest random shapes are
-measured twice, since the lowest of many noisy numbers is lower than the truth.
+round. With --against only two copies of jaxnorm are compared, each in a process of its own: others would run in this
+process, and a process that has just been woken is slower. The slowest random shapes are measured twice, since the
+lowest of many noisy numbers is lower than the truth.
 """
 
 import argparse
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = parser.parse_args(argv)
     if chosen.groups and (chosen.seeds is None or chosen.torch_python):
         parser.error("--groups is for random shapes and for libraries of JAX: add --seeds, leave out --torch-python")
+    if chosen.against and chosen.contenders:
+        parser.error("--against compares two copies of jaxnorm and nothing else: leave out --contenders")
     if (chosen.torch_python or chosen.against) and jax.default_backend() != "cpu":
         parser.error("--torch-python and --against work on a CPU only: set JAX_PLATFORMS=cpu, or leave them out")
     cases, seconds, others = _what_to_measure(chosen)
@@ -82,12 +85,13 @@ def _what_to_measure(chosen: argparse.Namespace) -> tuple[list[Case], float, lis
     """The cases, the seconds for each, and the other contenders, where None is all and a copy."""
     if chosen.seeds is None:
         names = chosen.shapes or list(TINY if chosen.quick else SHAPES)
-        cases, seconds, others = listed(names, chosen.layouts, chosen.dtypes), 1.5, chosen.contenders
+        cases, seconds = listed(names, chosen.layouts, chosen.dtypes), 1.5
+        others = [] if chosen.against else chosen.contenders
     else:
         seeds = chosen.seeds or [random.SystemRandom().randrange(10**6)]
         draw = random_groups if chosen.groups else random_cases
         cases = [case for seed in seeds for case in draw(seed, 2 if chosen.quick else chosen.count)]
-        seconds, others = 0.4, chosen.contenders or [BASELINE]
+        seconds, others = 0.4, [] if chosen.against else chosen.contenders or [BASELINE]
     if chosen.seconds is not None:
         seconds = chosen.seconds
     return cases, 0 if chosen.quick else seconds, others

@@ -166,7 +166,7 @@ class Cpu(Platform):
     # LLVM unrolls a loop over so few rows completely and then computes neighboring sums side by side, in vectors. We
     # take the first of these numbers that leaves the fewest rows over, which are one more loop.
     _ROWS = (8, 9, 10, 7, 6)
-    # Our own loop adds up this many sums sooner than the library does. Of more the library is faster, in vectors.
+    # So many rows our own loop adds up sooner than the library does. Of more the library is faster, in vectors.
     _FEW = 32
 
     @property
@@ -194,26 +194,34 @@ class Cpu(Platform):
     def sum(self, terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
         (axis,) = self.axes
         rows = arrays[0].shape[axis]
+
+        def part(start: int, stop: int) -> Any:
+            return jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=axis), arrays)
+
+        def with_rest(sums: tuple[jax.Array, ...], start: int) -> tuple[jax.Array, ...]:
+            rest = _sum_together(terms(*part(start, rows)), axis) if start < rows else ()
+            return tuple(map(jnp.add, sums, rest)) if rest else sums
+
+        half, number = rows // 2, len(arrays)
+        if len(jax.eval_shape(terms, *arrays)) == 1 and half > 0:
+            # The two halves are two operands.
+            first, second = self.sum(
+                lambda *halves: (*terms(*halves[:number]), *terms(*halves[number:])),
+                *part(0, half),
+                *part(half, 2 * half),
+            )
+            return with_rest((first + second,), 2 * half)
+        if rows <= self._FEW:
+            return self.materialize(_sum_together(terms(*arrays), axis))
         together = min(self._ROWS, key=lambda together: rows % together)
         far = rows // together
-
-        def part(start: int, stop: int) -> tuple[jax.Array, ...]:
-            return terms(*jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=axis), arrays))
-
-        if far < 2:
-            return _sum_together(terms(*arrays), axis)
-        values = part(0, far * together)
-        if len(values) > 1:
-            # The rows that one loop adds up are far apart, so that neighbors stay neighbors.
-            values = _sum_together(tuple(_split(value, axis, together) for value in values), axis)
-        # The barriers keep the values, and what is computed of their sums, out of the library.
-        values = self.materialize(values)
+        # The rows that one loop adds up are far apart, so that neighbors stay neighbors.
+        values = tuple(_split(value, axis, together) for value in terms(*part(0, far * together)))
+        # The barriers keep the first loop, and what is computed of the sums, out of the second loop or the library.
+        sums = self.materialize(_sum_together(values, axis))
         few = far <= self._FEW
-        sums = _sum_together(values, axis) if few else tuple(jnp.sum(value, axis=axis) for value in values)
-        sums = self.materialize(sums)
-        if rows % together == 0:
-            return sums
-        return tuple(map(jnp.add, sums, _sum_together(part(far * together, rows), axis)))
+        sums = _sum_together(sums, axis) if few else tuple(jnp.sum(value, axis=axis) for value in sums)
+        return with_rest(self.materialize(sums), far * together)
 
     def materialize[Values](self, values: Values) -> Values:
         held: Values = lax.optimization_barrier(values)
