@@ -1,6 +1,6 @@
 # Needs GNU make and Python >= 3.12; everything else goes into .venv.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast suite suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13 lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-groups bench-networks bench-overhead bench-growth execute execute-all notebooks docs
+.PHONY: help demo test test-fast suite suite-fast test-all test-x64 test-next test-devices test-oldest test-3.12 test-3.13 lint accuracy offsets hero traffic traffic-tpu throughput bench bench-random bench-groups bench-networks bench-overhead execute execute-all notebooks docs
 
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
@@ -95,7 +95,7 @@ throughput: .venv/bench .venv/aot ## count registers, spills, shared memory and 
 bench: .venv/bench ## time relu(norm(x)) compared with other libraries, in about 10 minutes; ARGS="--torch-python PYTHON"
 	$(BENCHMARK).compare $(call RESULTS,compare) --plot benchmarks/results/compare.png $(ARGS)
 
-bench-random: .venv/bench ## the same with Flax on random shapes; ARGS="--seeds 7 8", ARGS="--against FOLDER_OF_ANOTHER_JAXNORM"
+bench-random: .venv/bench ## the same with Flax on random shapes; ARGS="--seeds 7 8"
 	$(BENCHMARK).compare --seeds $(call RESULTS,random) $(ARGS)
 
 bench-groups: .venv/bench ## the same with group norm, beside Flax's
@@ -106,9 +106,6 @@ bench-networks: .venv/bench .venv/aot ## what norms cost in networks: time, memo
 
 bench-overhead: .venv/bench ## what a small call costs: tracing, compiling, the first and the next call
 	$(BENCHMARK).overhead $(call RESULTS,overhead) $(ARGS)
-
-bench-growth: .venv/bench ## time and bytes against rows, channels and batch, odd sizes too
-	$(BENCHMARK).growth $(call RESULTS,growth) $(ARGS)
 
 execute: .venv/test ## execute the kernel without a GPU: ARGS="--gpu H100 --count 20 --seed 7"
 	$(BIN)/python -m emulator $(ARGS)

@@ -13,7 +13,7 @@ import pytest
 import tolerance
 from cases import exhaustive
 
-from benchmarks import compare, contenders, growth, networks, turns
+from benchmarks import compare, contenders, networks, turns
 from benchmarks.contenders import BASELINE, JAXNORM, STABLE
 from benchmarks.models import NO_NORM, SEPARATE
 from benchmarks.shapes import CHANNEL_AXIS, DTYPES, EPSILON, LAYOUTS, TINY, Case, random_cases
@@ -129,15 +129,6 @@ def test_turns_are_shared_and_compared_round_by_round():
     assert turns.ratios([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]) == turns.Spread(2, 2, 2)
 
 
-def test_steepness():
-    """Beside the cheaper neighbour, and only where both take long enough."""
-    cost = {1: [9.0, 9.0], 2: [1.0, 1.0], 3: [2.0, 2.0], 4: [1.5, 1.5]}
-    assert growth.steepness(3, [2, 3, 4], cost).median == 2
-    assert growth.steepness(2, [2, 3, 4], cost).median == 0.5
-    assert growth.steepness(1, [2, 3, 4], cost) is None
-    assert growth.steepness(2, [2, 4], cost) is None
-
-
 def test_random_shapes_are_those_of_the_seed():
     cases = random_cases(5, 200)
     assert cases == random_cases(5, 200)
@@ -204,7 +195,6 @@ def test_a_training_step_is_compiled_for_an_h100():
     [
         ("accuracy", None),
         ("compare --seeds", None),
-        ("growth", None),
         ("overhead", None),
         ("traffic --devices H100", GPU),
         ("throughput", GPU),
