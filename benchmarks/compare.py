@@ -85,16 +85,15 @@ def _what_to_measure(chosen: argparse.Namespace) -> tuple[list[Case], float, lis
     """The cases, the seconds for each, and the other contenders, where None is all and a copy."""
     if chosen.seeds is None:
         names = chosen.shapes or list(TINY if chosen.quick else SHAPES)
-        cases, seconds = listed(names, chosen.layouts, chosen.dtypes), 1.5
-        others = [] if chosen.against else chosen.contenders
+        cases, seconds, others = listed(names, chosen.layouts, chosen.dtypes), 1.5, chosen.contenders
     else:
         seeds = chosen.seeds or [random.SystemRandom().randrange(10**6)]
         draw = random_groups if chosen.groups else random_cases
         cases = [case for seed in seeds for case in draw(seed, 2 if chosen.quick else chosen.count)]
-        seconds, others = 0.4, [] if chosen.against else chosen.contenders or [BASELINE]
+        seconds, others = 0.4, chosen.contenders or [BASELINE]
     if chosen.seconds is not None:
         seconds = chosen.seconds
-    return cases, 0 if chosen.quick else seconds, others
+    return cases, 0 if chosen.quick else seconds, [] if chosen.against else others
 
 
 @contextlib.contextmanager

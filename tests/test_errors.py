@@ -281,20 +281,22 @@ def test_least_eps_depends_on_the_dtype():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", some(["xla", "reference"], "xla"))
-@pytest.mark.parametrize("channels", [1, 4])
-def test_least_eps_depends_on_the_number_of_positions(channels, implementation):
+@pytest.mark.parametrize(
+    ("norm", "channels"),
+    [(instance_norm, 1), (functools.partial(jaxnorm.group_norm, num_groups=1), 4)],
+    ids=["instance", "group"],
+)
+def test_least_eps_depends_on_the_number_of_positions(norm, channels, implementation):
     """At that eps the squares of as many numbers as small as its root are not lost; what is smaller is refused."""
     for positions in (4, 1000, 10**6):
         least = float(f"{least_eps(positions, jnp.float32) * 1.01:.3g}")
         x = np.sqrt(least) * np.random.default_rng(0).standard_normal((1, channels, positions // channels))
-        norm = functools.partial(
-            jaxnorm.group_norm, jnp.asarray(x, jnp.float32), num_groups=1, implementation=implementation
-        )
+        y = norm(jnp.asarray(x, jnp.float32), eps=least, implementation=implementation)
         want = (x - x.mean()) / np.sqrt(x.var() + least)
         bound = tolerance.sums_around(1, positions) * np.abs(want).max()
-        np.testing.assert_allclose(norm(eps=least), want, rtol=0, atol=bound)
+        np.testing.assert_allclose(y, want, rtol=0, atol=bound)
         with raises(ValueError, "eps must be a finite number > 0", "the squares of so many numbers"):
-            norm(eps=least / 1.1)
+            norm(jnp.asarray(x, jnp.float32), eps=least / 1.1, implementation=implementation)
 
 
 @pytest.mark.parametrize(
