@@ -27,11 +27,11 @@ def provisional_center(platform: Platform, slab: jax.Array, dtype: jax.typing.DT
     # The sum is taken around the first position, since the sum of plain values at a large offset would be rounded by
     # more than their spread.
     center = first = _first(platform, platform.first(slab), dtype)
-    number = platform.count(slab) * platform.layout.group_size
+    number = platform.count(slab)
     if not isinstance(number, int) or number > 1:
         # We divide before we add, since the sum of large numbers would overflow.
         origin, share = platform.spread(first), 1 / number
-        (mean,) = platform.sum(lambda x: ((x.astype(dtype) - origin) * share,), slab)
+        mean = platform.sum_one(lambda x: (x.astype(dtype) - origin) * share, slab)
         center = first + platform.group_sum(mean)
     return _finite(platform.add_up(center / platform.devices))
 
@@ -45,7 +45,7 @@ def masked_center(
     """
     first = _first(platform, jnp.where(platform.first(where), platform.first(x), 0), dtype)
     # We divide before we add, by how many may count, since the sum of large numbers would overflow.
-    most = platform.count(x) * platform.layout.group_size
+    most = platform.count(x)
 
     def terms(x: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
         deviation = (x.astype(dtype) - platform.spread(first)) / most

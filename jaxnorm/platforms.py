@@ -107,9 +107,13 @@ class Platform(abc.ABC):
         """The sums of terms(*arrays) over the positions of this device, per instance.
 
         Args:
-          terms: elementwise in the arrays, and in per-instance values that it closes over and spreads.
+          terms: two, elementwise in the arrays, and in per-instance values that it closes over and spreads.
           arrays: views, or None.
         """
+
+    @abc.abstractmethod
+    def sum_one(self, term: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+        """The same of a single term of one array."""
 
     def add_up[Values: (jax.Array, tuple[jax.Array, ...])](self, values: Values) -> Values:
         """The sum over the devices that share an instance."""
@@ -140,8 +144,8 @@ class Platform(abc.ABC):
         return 1 if self.axis_name is None else lax.axis_size(self.axis_name)
 
     def count(self, view: jax.Array) -> int:
-        """How many positions of an instance a view has."""
-        return math.prod(view.shape[axis] for axis in self.axes)
+        """How many positions of an instance a view has, in all channels of a group."""
+        return self.layout.group_size * math.prod(view.shape[axis] for axis in self.axes)
 
     # What is kept in memory.
 
@@ -198,19 +202,6 @@ class Cpu(Platform):
         def part(start: int, stop: int) -> Any:
             return jax.tree.map(lambda array: lax.slice_in_dim(array, start, stop, axis=axis), arrays)
 
-        def with_rest(sums: tuple[jax.Array, ...], start: int) -> tuple[jax.Array, ...]:
-            rest = _sum_together(terms(*part(start, rows)), axis) if start < rows else ()
-            return tuple(map(jnp.add, sums, rest)) if rest else sums
-
-        half, number = rows // 2, len(arrays)
-        if len(jax.eval_shape(terms, *arrays)) == 1 and half > 0:
-            # The two halves are two operands.
-            first, second = self.sum(
-                lambda *halves: (*terms(*halves[:number]), *terms(*halves[number:])),
-                *part(0, half),
-                *part(half, 2 * half),
-            )
-            return with_rest((first + second,), 2 * half)
         if rows <= self._FEW:
             return self.materialize(_sum_together(terms(*arrays), axis))
         together = min(self._ROWS, key=lambda together: rows % together)
@@ -221,7 +212,25 @@ class Cpu(Platform):
         sums = self.materialize(_sum_together(values, axis))
         few = far <= self._FEW
         sums = _sum_together(sums, axis) if few else tuple(jnp.sum(value, axis=axis) for value in sums)
-        return with_rest(self.materialize(sums), far * together)
+        sums = self.materialize(sums)
+        if rows % together == 0:
+            return sums
+        return tuple(map(jnp.add, sums, _sum_together(terms(*part(far * together, rows)), axis)))
+
+    def sum_one(self, term: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+        (axis,) = self.axes
+        rows = array.shape[axis]
+        if rows == 1:
+            return term(array).squeeze(axis)
+        half = rows // 2
+
+        def part(start: int, stop: int) -> jax.Array:
+            return lax.slice_in_dim(array, start, stop, axis=axis)
+
+        # Two halves are two operands; they leave a row over or none.
+        first, second = self.sum(lambda *halves: tuple(map(term, halves)), part(0, half), part(half, 2 * half))
+        total = first + second
+        return total if rows == 2 * half else total + term(part(2 * half, rows)).squeeze(axis)
 
     def materialize[Values](self, values: Values) -> Values:
         held: Values = lax.optimization_barrier(values)
@@ -267,14 +276,14 @@ class Gpu(Platform):
         return _from_canonical(self.layout, view)
 
     def sum(self, terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
-        values = terms(*arrays)
-        if len(values) == 1:
-            return (self._sum_by_chunks(values[0]),)
         # XLA counts what two operands of a reduction have in common twice when it decides whether to fuse it, and then
         # writes it to memory. The two parts of a complex number are added like two real numbers, as one operand.
-        first, second = values
+        first, second = terms(*arrays)
         pair = self._sum_by_chunks(lax.complex(first, second))
         return pair.real, pair.imag
+
+    def sum_one(self, term: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+        return self._sum_by_chunks(term(array))
 
     def apart[Values](self, values: Values) -> Values:
         # Otherwise XLA may write what both passes compute of x, such as the mask of a ReLU, in the forward pass.
@@ -321,6 +330,9 @@ class Generic(Platform):
 
     def sum(self, terms: Terms, *arrays: Any) -> tuple[jax.Array, ...]:
         return tuple(jnp.sum(term, axis=self.axes) for term in terms(*arrays))
+
+    def sum_one(self, term: Callable[[jax.Array], jax.Array], array: jax.Array) -> jax.Array:
+        return jnp.sum(term(array), axis=self.axes)
 
 
 class Divided(Generic):

@@ -168,7 +168,7 @@ def _statistics(
     eps: float,
 ) -> Statistics:
     """Mean and variance of every instance, from one pass around a provisional center."""
-    positions = platform.count(x) * platform.devices * platform.layout.group_size
+    positions = platform.count(x) * platform.devices
     count: Any = positions
     if where is None:
         center = numerics.provisional_center(platform, slab, dtype)
